@@ -1,0 +1,1 @@
+"""The four services. Each is started as `python -m services.<name>`."""

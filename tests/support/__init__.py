@@ -1,0 +1,1 @@
+"""Helpers shared by tests: fakes live here, never in the product."""
