@@ -1,0 +1,1 @@
+"""Thin wrappers on `cryptography`. No primitive is implemented here."""

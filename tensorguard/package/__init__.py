@@ -1,0 +1,1 @@
+"""Sealed adapter packages (`.tssp` v1, docs/tssp.md) and the registry of their content keys."""
