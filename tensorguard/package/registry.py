@@ -1,8 +1,8 @@
 """Content keys of sealed packages, as the attestor that releases them keeps them.
 
-One SQLite file `packages.sqlite3` in the attestor's state directory holds a row per (tenant, package, sequence).
-The content key in it is wrapped with AES-256-GCM under the key-encryption key in the file `kek`; every other
-column is additional authenticated data, so an edited budget or expiry makes the key unusable.
+One SQLite file `packages.sqlite3` in the attestor's state directory holds a row per (tenant, package,
+sequence). The content key in it is wrapped with AES-256-GCM under the key-encryption key in the file `kek`;
+every other column is additional authenticated data, so an edited budget or expiry makes the key unusable.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class PackageKeyRegistry:
         if not self._kek_file.exists():
             if self._database.exists():
                 raise ConfigurationError(
-                    f"{self._kek_file} is missing, and no key in {self._database} opens without it; restore it"
+                    f"{self._kek_file} is missing, without which no key in {self._database} opens; restore it"
                 )
             with contextlib.suppress(ConfigurationError):  # another process may have been faster
                 write_secret_file(self._kek_file, os.urandom(32))
