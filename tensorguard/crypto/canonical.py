@@ -67,7 +67,7 @@ def encode_float(value: float) -> str:
 
 
 def decode_float(text: str) -> float:
-    """The inverse of `encode_float`. Raises InvalidInputError for any string that it does not write."""
+    """The inverse of `encode_float`. Raises InvalidInputError for a string that it does not write."""
     try:
         value = float(text) if isinstance(text, str) and len(text) <= 32 else math.nan
     except ValueError:
@@ -78,13 +78,13 @@ def decode_float(text: str) -> float:
 
 
 def _check(value: Any, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise InvalidInputError(f"the JSON document is nested deeper than {MAX_DEPTH} levels")
     if value is None or isinstance(value, (str, bool)):
         return
     if isinstance(value, int):
         if abs(value) > MAX_INTEGER:
             raise InvalidInputError("an integer beyond 2^53 - 1 has no exact JSON form")
+    elif isinstance(value, (dict, list, tuple)) and depth == MAX_DEPTH:
+        raise InvalidInputError(f"the JSON document is nested deeper than {MAX_DEPTH} levels")
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):

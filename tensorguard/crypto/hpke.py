@@ -30,7 +30,7 @@ _MLKEM_SEED_BYTES = 64
 
 
 def seal(public_key: bytes, info: bytes, plaintext: bytes) -> bytes:
-    """Encrypt `plaintext` to a public key (ML-KEM-768 encapsulation key followed by the X25519 key, 1216 bytes).
+    """Encrypt `plaintext` to a public key: ML-KEM-768 encapsulation key, then X25519 key (1216 bytes).
 
     Raises InvalidInputError when the public key is malformed.
     """

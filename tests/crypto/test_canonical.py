@@ -21,7 +21,7 @@ values = st.recursive(
 
 def _depth(value: object) -> int:
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, items)) if items else 1
+    return 1 + max(map(_depth, items), default=0) if isinstance(value, (dict, list)) else 0
 
 
 @given(values)
