@@ -1,0 +1,1 @@
+"""Structured logs that carry no secrets, and the metrics every service exports."""

@@ -1,0 +1,136 @@
+"""The one place that builds gRPC channels: `open_channel` (synchronous) and `open_async_channel`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import grpc
+import grpc.aio
+
+from tensorguard.errors import UnavailableError
+from tensorguard.rpc.options import DEFAULT_MESSAGE_BYTES, channel_options
+from tensorguard.rpc.request_id import REQUEST_ID_KEY, current_request_id
+
+
+def open_channel(
+    endpoint: str,
+    *,
+    credentials: grpc.ChannelCredentials | None = None,
+    message_bytes: int = DEFAULT_MESSAGE_BYTES,
+    wait_ready_seconds: float | None = None,
+) -> grpc.Channel:
+    """A channel whose calls carry the running request's id.
+
+    With `wait_ready_seconds` the connection is made now, and UnavailableError names the endpoint when it is
+    not there in time; without, the first call connects.
+    """
+    options = channel_options(message_bytes)
+    if credentials is None:
+        channel = grpc.insecure_channel(endpoint, options)
+    else:
+        channel = grpc.secure_channel(endpoint, credentials, options)
+    if wait_ready_seconds is not None:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=wait_ready_seconds)
+        except grpc.FutureTimeoutError:
+            channel.close()
+            raise _not_ready(endpoint, wait_ready_seconds) from None
+    return grpc.intercept_channel(channel, _SyncRequestId())
+
+
+async def open_async_channel(
+    endpoint: str,
+    *,
+    credentials: grpc.ChannelCredentials | None = None,
+    message_bytes: int = DEFAULT_MESSAGE_BYTES,
+    wait_ready_seconds: float | None = None,
+) -> grpc.aio.Channel:
+    """The same for asyncio."""
+    options = channel_options(message_bytes)
+    interceptors = [_AsyncUnaryUnary(), _AsyncUnaryStream(), _AsyncStreamUnary(), _AsyncStreamStream()]
+    if credentials is None:
+        channel = grpc.aio.insecure_channel(endpoint, options, interceptors=interceptors)
+    else:
+        channel = grpc.aio.secure_channel(endpoint, credentials, options, interceptors=interceptors)
+    if wait_ready_seconds is not None:
+        try:
+            await asyncio.wait_for(channel.channel_ready(), wait_ready_seconds)
+        except asyncio.TimeoutError:
+            await channel.close()
+            raise _not_ready(endpoint, wait_ready_seconds) from None
+    return channel
+
+
+def _not_ready(endpoint: str, seconds: float) -> UnavailableError:
+    return UnavailableError(
+        f"no service answers at {endpoint} (waited {seconds:g} s): is it running, is the address right?"
+    )
+
+
+class _Details(NamedTuple):
+    """Call details with one more metadata entry (gRPC's own are immutable)."""
+
+    method: Any
+    timeout: Any
+    metadata: Any
+    credentials: Any
+    wait_for_ready: Any
+    compression: Any = None
+
+
+def _with_request_id(details: Any, metadata_type: Callable[[Any], Any]) -> Any:
+    present = list(details.metadata or ())
+    if not any(key == REQUEST_ID_KEY for key, _ in present):
+        present.append((REQUEST_ID_KEY, current_request_id()))
+    return _Details(
+        details.method,
+        details.timeout,
+        metadata_type(present),
+        details.credentials,
+        details.wait_for_ready,
+        getattr(details, "compression", None),
+    )
+
+
+def _sync(self: Any, continuation: Any, details: Any, request: Any) -> Any:
+    return continuation(_with_request_id(details, tuple), request)
+
+
+async def _async(self: Any, continuation: Any, details: Any, request: Any) -> Any:
+    return await continuation(_with_request_id(details, lambda pairs: grpc.aio.Metadata(*pairs)), request)
+
+
+# The stubs give each kind of call a type of its own; all four only gain one metadata entry.
+_sync_with_id: Any = _sync
+_async_with_id: Any = _async
+
+
+class _SyncRequestId(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    intercept_unary_unary = _sync_with_id
+    intercept_unary_stream = _sync_with_id
+    intercept_stream_unary = _sync_with_id
+    intercept_stream_stream = _sync_with_id
+
+
+# One class each: asyncio channels register an interceptor for the first kind it is an instance of.
+class _AsyncUnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
+    intercept_unary_unary = _async_with_id
+
+
+class _AsyncUnaryStream(grpc.aio.UnaryStreamClientInterceptor):
+    intercept_unary_stream = _async_with_id
+
+
+class _AsyncStreamUnary(grpc.aio.StreamUnaryClientInterceptor):
+    intercept_stream_unary = _async_with_id
+
+
+class _AsyncStreamStream(grpc.aio.StreamStreamClientInterceptor):
+    intercept_stream_stream = _async_with_id
