@@ -81,6 +81,11 @@ class EvidenceRefusedError(EvidenceError):
 
     reason = "evidence_refused"
 
+    def __init__(self, message: str, detail: str = "malformed") -> None:
+        """`detail` is the finer reason, for programs and the audit log."""
+        super().__init__(message)
+        self.detail = detail
+
 
 class NonceError(EvidenceError):
     """The nonce is unknown, expired or already used."""

@@ -1,0 +1,49 @@
+"""Typed claims: what a verified piece of evidence says, the same for every kind of platform."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+class EvidenceKind(str, Enum):
+    """The platforms whose evidence has a name. A build may verify fewer than it names."""
+
+    SIMULATED = "simulated"
+    TDX = "tdx"
+    SNP = "snp"
+    NITRO = "nitro"
+
+
+class Role(str, Enum):
+    """The part a workload plays."""
+
+    INFERENCE = "inference"
+    COPROCESSOR = "coprocessor"
+
+
+REQUIRED_MEASUREMENTS: Mapping[EvidenceKind, frozenset[str]] = {
+    EvidenceKind.SIMULATED: frozenset({"code"}),
+    EvidenceKind.TDX: frozenset({"mrtd"}),
+    EvidenceKind.SNP: frozenset({"measurement"}),
+    EvidenceKind.NITRO: frozenset({"pcr0", "pcr1", "pcr2"}),
+}
+"""Registers that a measurement tuple of a kind must name: without them it would allow any code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What authentic evidence says about a workload. Not yet a decision: that is the policy's."""
+
+    kind: EvidenceKind
+    measurements: Mapping[str, str]
+    """Register name -> value, lower-case hex."""
+    report_data: bytes
+    """64 bytes the workload chose: `tensorguard.evidence.report_data`."""
+    issued_at: int | None
+    """Unix seconds by the platform's own clock, None where the platform has none."""
+    debug: bool
+    """True when the platform lets its operator look inside."""
+    role: Role | None = None
+    """Role the evidence itself names, None where a platform cannot."""

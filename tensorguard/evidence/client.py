@@ -1,0 +1,224 @@
+"""A workload's side of the attestor: prove what it is, get tokens, get and renew package keys."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+
+from tensorguard.errors import EvidenceRefusedError, InvalidInputError, TokenError
+from tensorguard.evidence.claims import Role
+from tensorguard.evidence.ear import TokenVerifier
+from tensorguard.evidence.identity import WorkloadIdentity
+from tensorguard.evidence.keys import KeySet
+from tensorguard.evidence.platform import Platform
+from tensorguard.evidence.release import (
+    REQUEST_NONCE_BYTES,
+    LeaseTerms,
+    Release,
+    release_transcript,
+    renew_transcript,
+    sealed_key_info,
+)
+from tensorguard.evidence.report_data import report_data
+from tensorguard.evidence.roles import role_to_proto
+from tensorguard.rpc.channel import open_channel
+from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2, attestor_pb2_grpc
+from tensorguard.rpc.status import from_rpc_error
+
+CONTENT_KEY_BYTES = 32
+_Response = TypeVar("_Response")
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedKey:
+    """A package's content key and the lease it comes with."""
+
+    terms: LeaseTerms
+    content_key: bytes = field(repr=False)
+
+
+class AttestorClient:
+    """Talks to one attestor. Safe for several threads.
+
+    Errors are those of `tensorguard.errors`; an attestor that cannot be reached is an UnavailableError that
+    names its endpoint.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        thumbprint: str | None = None,
+        channel: grpc.Channel | None = None,
+        timeout_seconds: float = 10.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`thumbprint`: RFC 7638 thumbprint the attestor's key must have; without it the first answer is
+        believed, which is for one machine only. `channel`: used instead of opening one to `endpoint`.
+        """
+        self.endpoint = endpoint
+        self._pin = thumbprint
+        self._channel = channel if channel is not None else open_channel(endpoint)
+        self._stub = attestor_pb2_grpc.AttestorServiceStub(self._channel)
+        self._timeout = timeout_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._keys: tuple[KeySet, str] | None = None
+
+    def jwks(self) -> KeySet:
+        """The keys that verify this attestor's tokens: only the pinned one where there is a pin."""
+        return self._attestor_keys()[0]
+
+    @property
+    def attestor_thumbprint(self) -> str:
+        """Thumbprint of the key that signs new tokens."""
+        return self._attestor_keys()[1]
+
+    def verifier(self) -> TokenVerifier:
+        """Verifies tokens of this attestor, such as a peer presents."""
+        return TokenVerifier(self.jwks(), clock=self._clock)
+
+    def attest(
+        self,
+        identity: WorkloadIdentity,
+        platform: Platform,
+        *,
+        role: Role,
+        tenant: str,
+        package_id: str = "",
+        tls_key: bytes = b"",
+    ) -> str:
+        """A fresh token for this identity: challenge, evidence, appraisal.
+
+        `tls_key`: SubjectPublicKeyInfo of the workload's TLS key, where it has one.
+        Raises EvidenceRefusedError when the policy does not accept this workload.
+        """
+        thumbprint = self.attestor_thumbprint
+        nonce = self._call(self._stub.CreateNonce, attestor_pb2.CreateNonceRequest()).nonce
+        evidence = platform.collect(
+            report_data(
+                nonce,
+                identity.public,
+                attestor_thumbprint=thumbprint,
+                tenant=tenant,
+                role=role,
+                package_id=package_id,
+                tls_key=tls_key,
+            ),
+            role,
+        )
+        token = self._call(
+            self._stub.Attest,
+            attestor_pb2.AttestRequest(
+                nonce=nonce,
+                evidence_kind=platform.kind.value,
+                evidence=evidence,
+                signing_key=identity.public.signing_key,
+                hpke_key=identity.public.hpke_key,
+                tls_key=tls_key,
+                tenant=tenant,
+                role=role_to_proto(role),
+                package_id=package_id,
+            ),
+        ).token
+        result = self.verifier().verify(token, role=role, tenant=tenant, package_id=package_id)
+        expected_tls = hashlib.sha256(tls_key).hexdigest() if tls_key else ""
+        if result.identity != identity.public or result.tls_key_sha256 != expected_tls:
+            raise TokenError("the attestor answered with a token for other keys")
+        return token
+
+    def release_key(
+        self, identity: WorkloadIdentity, token: str, release: Release, *, tokens_wanted: int
+    ) -> ReleasedKey:
+        """The content key of `release`, under a lease that grants up to `tokens_wanted` tokens.
+
+        Asking again with the same token gives the same lease. Raises PermissionDeniedError, NotFoundError or
+        BudgetExhaustedError as the attestor decides, AuthenticationError when the answer does not open.
+        """
+        if len(release.manifest_digest) != 32:
+            raise InvalidInputError("a manifest digest has 32 bytes")
+        thumbprint = self.attestor_thumbprint
+        nonce = secrets.token_bytes(REQUEST_NONCE_BYTES)
+        signed = release_transcript(thumbprint, token, release, tokens_wanted, nonce)
+        answer = self._call(
+            self._stub.ReleaseKey,
+            attestor_pb2.ReleaseKeyRequest(
+                token=token,
+                manifest_digest=release.manifest_digest,
+                package_id=release.package_id,
+                sequence=release.sequence,
+                tokens_wanted=tokens_wanted,
+                signature=identity.sign(signed),
+                request_nonce=nonce,
+            ),
+        )
+        terms = LeaseTerms(answer.lease_id, answer.lease_expires_at, answer.tokens_granted)
+        info = sealed_key_info(thumbprint, release, nonce, terms)
+        content_key = identity.open(answer.sealed_key, info)
+        if len(content_key) != CONTENT_KEY_BYTES:
+            raise EvidenceRefusedError("the attestor sealed something that is not a content key")
+        return ReleasedKey(terms, content_key)
+
+    def renew(
+        self,
+        identity: WorkloadIdentity,
+        token: str,
+        lease_id: str,
+        *,
+        tokens_used: int,
+        tokens_wanted: int,
+    ) -> LeaseTerms:
+        """Extend a lease that has not expired: `tokens_used` in total so far, `tokens_wanted` more.
+
+        Raises LeaseExpiredError (attest and release again) or BudgetExhaustedError (nothing is left).
+        """
+        nonce = secrets.token_bytes(REQUEST_NONCE_BYTES)
+        signed = renew_transcript(
+            self.attestor_thumbprint, token, lease_id, tokens_used, tokens_wanted, nonce
+        )
+        answer = self._call(
+            self._stub.RenewLease,
+            attestor_pb2.RenewLeaseRequest(
+                token=token,
+                lease_id=lease_id,
+                tokens_used=tokens_used,
+                tokens_wanted=tokens_wanted,
+                signature=identity.sign(signed),
+                request_nonce=nonce,
+            ),
+        )
+        return LeaseTerms(lease_id, answer.lease_expires_at, answer.tokens_granted)
+
+    def status(self) -> attestor_pb2.GetStatusResponse:
+        """What the attestor says it is."""
+        return self._call(self._stub.GetStatus, attestor_pb2.GetStatusRequest())
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()
+
+    def _attestor_keys(self) -> tuple[KeySet, str]:
+        with self._lock:
+            if self._keys is None:
+                answer = self._call(self._stub.GetKeys, attestor_pb2.GetKeysRequest())
+                keys, thumbprint = KeySet.from_jwks(answer.jwks), answer.thumbprint
+                if self._pin is not None:
+                    # Other keys beside the pinned one could be anybody's.
+                    keys, thumbprint = keys.only(self._pin), self._pin
+                elif keys.get(thumbprint) is None:
+                    raise TokenError("the attestor's key set does not hold the key it signs with")
+                self._keys = (keys, thumbprint)
+            return self._keys
+
+    def _call(self, method: Callable[..., _Response], request: Any) -> _Response:
+        try:
+            return method(request, timeout=self._timeout)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, f"attestor {self.endpoint}") from None

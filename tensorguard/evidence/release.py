@@ -1,0 +1,93 @@
+"""What is signed to ask for a key or a renewal, and what a key is sealed to. See docs/attestation.md.
+
+Client and attestor both build these bytes; nothing else in a request or an answer is trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from tensorguard.evidence import transcript
+
+REQUEST_NONCE_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The one package release that a request is about."""
+
+    tenant: str
+    package_id: str
+    sequence: int
+    manifest_digest: bytes
+    """SHA-256 of the canonical manifest, 32 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTerms:
+    """How long and how much a released key is good for."""
+
+    lease_id: str
+    expires_at: int
+    """Unix seconds."""
+    tokens_granted: int
+    """In total under this lease."""
+
+
+def release_transcript(
+    attestor_thumbprint: str, token: str, release: Release, tokens_wanted: int, request_nonce: bytes
+) -> bytes:
+    """What the attested key signs to ask for a content key."""
+    return transcript.encode(
+        transcript.RELEASE,
+        attestor_thumbprint,
+        hashlib.sha256(token.encode()).digest(),
+        release.tenant,
+        release.package_id,
+        release.sequence,
+        release.manifest_digest,
+        tokens_wanted,
+        request_nonce,
+    )
+
+
+def renew_transcript(
+    attestor_thumbprint: str,
+    token: str,
+    lease_id: str,
+    tokens_used: int,
+    tokens_wanted: int,
+    request_nonce: bytes,
+) -> bytes:
+    """What the attested key signs to renew a lease."""
+    return transcript.encode(
+        transcript.RENEW,
+        attestor_thumbprint,
+        hashlib.sha256(token.encode()).digest(),
+        lease_id,
+        tokens_used,
+        tokens_wanted,
+        request_nonce,
+    )
+
+
+def sealed_key_info(
+    attestor_thumbprint: str, release: Release, request_nonce: bytes, terms: LeaseTerms
+) -> bytes:
+    """HPKE `info` of a sealed content key.
+
+    The terms are in it: whoever does not know the content key cannot make one with other terms that opens.
+    """
+    return transcript.encode(
+        transcript.SEALED_KEY,
+        attestor_thumbprint,
+        release.tenant,
+        release.package_id,
+        release.sequence,
+        release.manifest_digest,
+        request_nonce,
+        terms.lease_id,
+        terms.expires_at,
+        terms.tokens_granted,
+    )
