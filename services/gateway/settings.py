@@ -1,0 +1,57 @@
+"""Settings of the gateway: environment variables TENSAFE_GATEWAY_NAME, or options --name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tensorguard.errors import ConfigurationError
+
+Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+):[0-9]{1,5}$")]
+
+
+class GatewaySettings(BaseSettings):
+    """What the gateway can be told. Addresses are host:port; port 0 takes a free one."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TENSAFE_GATEWAY_",
+        cli_prog_name="python -m services.gateway",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        extra="forbid",
+    )
+
+    listen: Address = Field("127.0.0.1:8000", description="address of the OpenAI HTTP server")
+    admin_listen: Address = Field("127.0.0.1:7404", description="address of the operators' gRPC server")
+    inference: Address = Field("127.0.0.1:7403", description="address of the inference service")
+    inference_secret_file: Path | None = Field(
+        None, description="file with the secret that the inference service wants from the gateway"
+    )
+    plaintext_network: bool = Field(
+        False, description="permit non-loopback addresses without TLS, on a private container network"
+    )
+    keys_file: Path | None = Field(None, description="API keys; without it only a loopback address is served")
+    anonymous_tenant: str = Field("", description="tenant of callers when authentication is off")
+    reflection: bool = Field(
+        False, description="offer gRPC reflection on the operators' server (development)"
+    )
+    max_body_bytes: int = Field(4 << 20, ge=1024, le=15 << 20, description="largest request body")
+    request_timeout_seconds: float = Field(600.0, gt=0, description="longest time one request may take")
+    body_timeout_seconds: float = Field(
+        30.0, gt=0, description="longest time a client may take to send its body"
+    )
+    status_seconds: float = Field(
+        5.0, gt=0, description="how often the inference service is asked for its state"
+    )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split host:port; an IPv6 host comes without its brackets. Raises ConfigurationError for a bad port."""
+    host, _, port = address.rpartition(":")
+    if int(port) > 65535:
+        raise ConfigurationError(f"{address}: a port is at most 65535")
+    return host.strip("[]"), int(port)
