@@ -67,7 +67,7 @@ def encode_float(value: float) -> str:
 
 
 def decode_float(text: str) -> float:
-    """The inverse of `encode_float`. Raises InvalidInputError for a string that it does not write."""
+    """The inverse of `encode_float`. Raises InvalidInputError for what it does not write."""
     try:
         value = float(text) if isinstance(text, str) and len(text) <= 32 else math.nan
     except ValueError:

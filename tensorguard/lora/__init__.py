@@ -1,0 +1,20 @@
+"""LoRA adapters: reading PEFT folders, factoring them for the protocol, rounding them to integers.
+
+The algebra is described in docs/protocol.md; nothing here knows about encryption.
+"""
+
+from tensorguard.lora.adapter import LoraAdapter, LoraModule
+from tensorguard.lora.factor import FactoredProjection, factor
+from tensorguard.lora.groups import GROUPS, FactoredGroup, ProjectionInfo, build_group, build_groups
+
+__all__ = [
+    "GROUPS",
+    "FactoredGroup",
+    "FactoredProjection",
+    "LoraAdapter",
+    "LoraModule",
+    "ProjectionInfo",
+    "build_group",
+    "build_groups",
+    "factor",
+]

@@ -1,0 +1,230 @@
+"""Groups of projections that share an input, and their weights as integers.
+
+The inner products of one group are computed in one call, so its rows are stacked. Each projection has one
+public power-of-two scale; what that scale tells is the size of its weights to a factor of two, and nothing
+else is told.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from tensorguard.errors import PrivacyBoundError, UnsupportedAdapterError
+from tensorguard.lora.adapter import Float32Array, LoraModule, ModuleKey
+from tensorguard.lora.factor import FactoredProjection, factor
+from tensorguard.lora.randomness import Float64Array, RandomBytes
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "gate_up": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
+"""Projections by the fused layer they belong to, in the order in which vLLM fuses them."""
+
+ERROR_BOUND = 2.0**-9
+"""Worst-case error of z relative to |x| * |A'|_F / sqrt(d_in)."""
+ENCRYPTION_SHARE = 2.0**-14
+"""The part of it that encryption may contribute; rounding has the rest."""
+
+MAX_SCALE_EXPONENT = 512
+
+Int32Array = np.ndarray[Any, np.dtype[np.int32]]
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+
+class WeightParameters(Protocol):
+    """What rounding needs of a `tensorguard.ckks` parameter set."""
+
+    @property
+    def name(self) -> str: ...
+
+    def norm_bound(self, d_in: int, largest_rank: int) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectionInfo:
+    """Where a projection's rows are in its group, and how to read them: A' = integers * 2**-scale_exponent."""
+
+    name: str
+    rank: int
+    d_out: int
+    row_offset: int
+    scale_exponent: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FactoredGroup:
+    """One group of one layer, ready for the evaluator. `integers` is secret, `u` is for the inference host only."""
+
+    layer: int
+    group: str
+    d_in: int
+    projections: tuple[ProjectionInfo, ...]
+    integers: Int32Array
+    """int32 [rows, d_in]"""
+    norm_bound: float
+    """Public bound on the Frobenius norm of every projection's integers: 2^w * sqrt(d_in * r_max)."""
+    u: Mapping[str, Float32Array]
+    """float32 [d_out, rank] by projection name."""
+    rounding_error: float
+    """Worst case over projections and inputs, relative to |x| * |A'|_F / sqrt(d_in). Not to be published."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all projections."""
+        return int(self.integers.shape[0])
+
+
+def build_group(
+    layer: int,
+    group: str,
+    modules: Mapping[ModuleKey, LoraModule],
+    parameters: WeightParameters,
+    random_bytes: RandomBytes = os.urandom,
+) -> FactoredGroup:
+    """Factor and round the projections of one group that `modules` has.
+
+    Raises PrivacyBoundError when rounding at this parameter set's weight bits would miss the error bound, and
+    UnsupportedAdapterError when the projections do not share an input.
+    """
+    result = round_group(layer, group, factor_group(layer, group, modules, random_bytes), parameters)
+    _check_error(result, parameters)
+    return result
+
+
+def build_groups(
+    modules: Mapping[ModuleKey, LoraModule],
+    parameter_sets: Sequence[WeightParameters],
+    progress: Progress | None = None,
+    random_bytes: RandomBytes = os.urandom,
+) -> tuple[WeightParameters, tuple[FactoredGroup, ...]]:
+    """All groups of an adapter under the first of `parameter_sets` (in rising weight bits) that keeps the error bound.
+
+    Every projection is factored once, whatever the number of sets tried. Raises PrivacyBoundError when none
+    suffices.
+    """
+    keys = group_keys(modules)
+    factored = []
+    for done, (layer, group) in enumerate(keys):
+        if progress is not None:
+            progress(done, len(keys))
+        factored.append(factor_group(layer, group, modules, random_bytes))
+    if progress is not None:
+        progress(len(keys), len(keys))
+    for parameters in parameter_sets:
+        groups = tuple(
+            round_group(*key, members, parameters) for key, members in zip(keys, factored, strict=True)
+        )
+        worst = max(groups, key=lambda group: group.rounding_error)
+        if worst.rounding_error <= ERROR_BOUND - ENCRYPTION_SHARE:
+            return parameters, groups
+    _check_error(worst, parameters)
+    raise AssertionError("unreachable: the worst group is over the bound")
+
+
+def group_keys(modules: Mapping[ModuleKey, LoraModule]) -> list[tuple[int, str]]:
+    """(layer, group) of every group that has a module, layer by layer in the order of `GROUPS`."""
+    layers = sorted({layer for layer, _ in modules})
+    return [
+        (layer, group)
+        for layer in layers
+        for group, projections in GROUPS.items()
+        if any((layer, projection) in modules for projection in projections)
+    ]
+
+
+def factor_group(
+    layer: int,
+    group: str,
+    modules: Mapping[ModuleKey, LoraModule],
+    random_bytes: RandomBytes = os.urandom,
+) -> dict[str, FactoredProjection]:
+    """Factor the projections of one group, in the order of `GROUPS`."""
+    present = [name for name in GROUPS[group] if (layer, name) in modules]
+    if len({modules[layer, name].d_in for name in present}) != 1:
+        raise UnsupportedAdapterError(
+            f"the {group} projections of layer {layer} have no or different input sizes"
+        )
+    return {name: factor(modules[layer, name], random_bytes) for name in present}
+
+
+def round_group(
+    layer: int, group: str, factored: Mapping[str, FactoredProjection], parameters: WeightParameters
+) -> FactoredGroup:
+    """Stack the projections' weights as integers. The error is reported, not judged."""
+    d_in = next(iter(factored.values())).weights.shape[1]
+    infos, rows, errors, offset = [], [], [], 0
+    for name, projection in factored.items():
+        integers, exponent = round_weights(projection.weights, parameters.norm_bound(d_in, projection.rank))
+        infos.append(
+            ProjectionInfo(
+                name=name,
+                rank=projection.rank,
+                d_out=int(projection.u.shape[0]),
+                row_offset=offset,
+                scale_exponent=exponent,
+            )
+        )
+        rows.append(integers)
+        errors.append(relative_rounding_error(projection.weights, integers, exponent))
+        offset += projection.rank
+    return FactoredGroup(
+        layer=layer,
+        group=group,
+        d_in=d_in,
+        projections=tuple(infos),
+        integers=np.vstack(rows),
+        norm_bound=parameters.norm_bound(d_in, max(info.rank for info in infos)),
+        u={name: projection.u for name, projection in factored.items()},
+        rounding_error=max(errors),
+    )
+
+
+def round_weights(weights: Float64Array, norm_bound: float) -> tuple[Int32Array, int]:
+    """round(weights * 2**k) with the largest k whose Frobenius norm is within the bound, as int32, and k.
+
+    All-zero weights get k = 0.
+    """
+    norm = float(np.linalg.norm(weights))
+    if norm == 0.0:
+        return np.zeros(weights.shape, dtype=np.int32), 0
+    exponent = math.floor(math.log2(norm_bound / norm)) + 1
+    rounded = np.rint(np.ldexp(weights, exponent))
+    while np.linalg.norm(rounded) > norm_bound:
+        exponent -= 1
+        rounded = np.rint(np.ldexp(weights, exponent))
+    if abs(exponent) > MAX_SCALE_EXPONENT:
+        raise UnsupportedAdapterError(
+            f"a projection's weights have norm {norm:.1e}, which has no usable scale"
+        )
+    return rounded.astype(np.int32), exponent
+
+
+def relative_rounding_error(weights: Float64Array, integers: Int32Array, exponent: int) -> float:
+    """Largest |E x| / (|x| |weights|_F / sqrt(d_in)) over all x, where E is the rounding error of the weights.
+
+    The maximum is at x along E's leading right singular vector, so the numerator is E's spectral norm.
+    """
+    norm = float(np.linalg.norm(weights))
+    if norm == 0.0:
+        return 0.0
+    error = weights - np.ldexp(integers.astype(np.float64), -exponent)
+    spectral = float(np.linalg.norm(error / norm, 2))
+    return spectral * math.sqrt(weights.shape[1])
+
+
+def _check_error(group: FactoredGroup, parameters: WeightParameters) -> None:
+    limit = ERROR_BOUND - ENCRYPTION_SHARE
+    if group.rounding_error > limit:
+        raise PrivacyBoundError(
+            f"rounding layer {group.layer} {group.group} under {parameters.name} errs by {group.rounding_error:.2e} "
+            f"in the worst case, over the bound {limit:.2e}: use a parameter set with more weight bits"
+        )
