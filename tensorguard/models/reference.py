@@ -6,9 +6,10 @@ adapter is the original PEFT folder, and generation is `transformers.generate` w
     python -m tensorguard.models.reference --model DIR [--adapter DIR] --prompts FILE \
         --max-tokens N --json OUT
 
-The prompts file is a JSON list of `{"messages": [...]}`, `{"prompt": "..."}` or `{"prompt_token_ids": [...]}`.
-The output is a JSON list, in the same order, of `prompt_token_ids`, `token_ids` (an end token included),
-`text` and `gaps`: for each step the difference of the two highest logits, which tells how firm that choice was.
+The prompts file is a JSON list of objects with one of `messages` (a chat), `prompt` (text) and
+`prompt_token_ids`. The output is a JSON list, in the same order, of `prompt_token_ids`, `token_ids` (an end
+token included), `text` and `gaps`: for each step the difference of the two highest logits, which tells how
+firm that choice was.
 
 torch, transformers and peft are imported when the model is loaded, not with this module.
 """
@@ -31,7 +32,7 @@ MAX_PROMPTS_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class ReferenceAnswer:
-    """A greedy answer. `gaps[i]` is the highest minus the second-highest logit where `token_ids[i]` was taken."""
+    """A greedy answer. `gaps[i]` is the highest minus the second-highest logit for `token_ids[i]`."""
 
     prompt_token_ids: list[int]
     token_ids: list[int]
