@@ -90,14 +90,14 @@ class KeyStore:
 
     @classmethod
     def load(cls, path: Path) -> KeyStore:
-        """Read `path`. Raises ConfigurationError when it is missing, malformed, empty or readable by others."""
+        """Read `path`. Raises ConfigurationError: missing, malformed, empty or readable by others."""
         contents = read_key_file(path)
         if not contents.keys:
             raise ConfigurationError(f"{path} holds no key; make one: python -m services.gateway.keys create")
         return cls(contents)
 
     def authenticate(self, key: str) -> Caller:
-        """Return who `key` belongs to. Raises AuthenticationError; takes the same time for every wrong key."""
+        """Return who `key` belongs to. Raises AuthenticationError, at the same speed for every wrong key."""
         found: KeyRecord | None = None
         if 0 < len(key) <= MAX_KEY_LENGTH:
             candidate = digest_key(self._contents.salt, key)

@@ -105,7 +105,8 @@ def _keys(settings: GatewaySettings, host: str) -> KeyStore | None:
     if not is_loopback(host):
         raise ConfigurationError(
             f"--listen {settings.listen} can be reached from other machines, but no API keys are "
-            "configured: give --keys-file (make one with python -m services.gateway.keys create), or listen on 127.0.0.1"
+            "configured: give --keys-file (make one with python -m services.gateway.keys create), "
+            "or listen on 127.0.0.1"
         )
     _log.warning("authentication off", detail="no key file; only this machine can reach the gateway")
     return None

@@ -1,10 +1,10 @@
 """Ends process groups when their launcher dies, however it dies.
 
 Run as a script of its own (standard library only, no TenSafe imports). The launcher holds the write end of
-standard input and sends one line per group: "+PGID" watches it, "-PGID" forgets it. End of file means that the
-launcher is gone: the groups get SIGTERM, and what is left after a grace period gets SIGKILL. A parent-death signal
-would be simpler, but it follows the *thread* that started a process and does not reach grandchildren such as
-vLLM's engine core.
+standard input and sends one line per group: "+PGID" watches it, "-PGID" forgets it. End of file means that
+the launcher is gone: the groups get SIGTERM, and what is left after a grace period gets SIGKILL. A
+parent-death signal would be simpler, but it follows the *thread* that started a process and does not reach
+grandchildren such as vLLM's engine core.
 """
 
 from __future__ import annotations

@@ -25,13 +25,12 @@ class ServiceSpec:
     """How one service is started and asked for its health.
 
     `address` is host:port of the gRPC health service, or of HTTP GET /health where `health_path` is set.
-    `ports` are checked to be free before the start; `environment` is added to the launcher's.
+    `environment` is added to the launcher's.
     """
 
     name: str
     command: tuple[str, ...]
     address: str
-    ports: tuple[int, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     health_path: str = ""
     start_seconds: float = 120.0

@@ -1,4 +1,4 @@
-"""An inference service without a model, for tests of what talks to it; the model's name scripts its answers."""
+"""An inference service without a model, for tests of what talks to it. Model names script it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,61 @@
+# TenSafe. `make help` lists the targets. Everything lands in .venv, .cache and .state of this checkout.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest
+ARGS ?=
+
+.PHONY: help setup test test-e2e test-all lint format protos demo up down demo-adapter bench compose-test clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+setup: ## prepare .venv (minutes the first time, no time after that)
+	@scripts/setup.sh
+
+test: setup ## the fast tests
+	$(PYTEST) -m "not e2e" $(ARGS)
+
+test-e2e: setup ## the tests that start vLLM and several processes
+	$(PYTEST) -m e2e $(ARGS)
+
+test-all: setup ## all tests
+	$(PYTEST) $(ARGS)
+
+lint: setup ## style, types, protobuf rules and drift of the generated stubs
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	cd protos && ../.venv/bin/buf lint
+	PATH="$$PWD/.venv/bin:$$PATH" $(PY) scripts/generate_protos.py --check
+
+format: setup ## put the code into the project's format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+protos: setup ## generate the gRPC stubs
+	PATH="$$PWD/.venv/bin:$$PATH" $(PY) scripts/generate_protos.py
+
+demo: setup ## start everything, compare base, adapter and plaintext reference, stop everything
+	@$(PY) -m tensorguard.cli.demo $(ARGS)
+
+up: setup ## start the demo's services and leave them running
+	@$(PY) -m tensorguard.cli.up up $(ARGS)
+
+down: ## stop what `make up` started
+	@if [ -x $(PY) ]; then $(PY) -m tensorguard.cli.up down $(ARGS); fi
+
+demo-adapter: setup ## train the demo adapter anew
+	$(PY) examples/demo_adapter/train.py $(ARGS)
+
+bench: setup ## throughput of base, plaintext LoRA and HE-LoRA
+	$(PY) benchmarks/e2e.py $(ARGS)
+
+compose-test: setup ## build the images, start them with compose, run the client test against them
+	scripts/compose_test.sh $(ARGS)
+
+clean: down ## remove the environment, caches and local state
+	rm -rf .venv .cache .state .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
