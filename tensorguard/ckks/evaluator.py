@@ -1,0 +1,182 @@
+"""The coprocessor's side: evaluates a group on ciphertexts, re-randomises, switches the modulus. Holds no
+secret key.
+
+Only pointwise products and additions happen on ciphertexts: there is no rotation, relinearisation or key
+switching, and no key for one could be given to it.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorguard.ckks import kernels
+from tensorguard.ckks.messages import EvaluatedRows
+from tensorguard.ckks.parameters import ParameterSet
+from tensorguard.ckks.plan import DEGREE, Plan
+from tensorguard.ckks.randomness import SEED_BYTES, SecretStream, UniformExpander
+from tensorguard.ckks.ring import Residues, ring, trailing_zeros
+from tensorguard.ckks.simd import LANES
+from tensorguard.ckks.weights import EncodedGroup
+from tensorguard.errors import InvalidInputError
+
+MAX_CIPHERTEXTS = 1 << 12
+_COUNTER_BITS = 48
+
+
+@dataclass(slots=True)
+class OperationCounters:
+    """Operations since the evaluator was made. Transforms are per prime; products, additions per
+    polynomial pair.
+    """
+
+    transforms: int = 0
+    products: int = 0
+    additions: int = 0
+    rerandomisations: int = 0
+    modulus_switches: int = 0
+
+    @property
+    def rotations(self) -> int:
+        """Always 0: the evaluator has no such operation."""
+        return 0
+
+
+class Evaluator:
+    """Evaluates requests of one host key.
+
+    pk0 uint32 [primes, N] reduced, transform domain; pk1_seed 32 bytes, session_id: public, agreed by both
+    sides.
+    """
+
+    def __init__(self, parameters: ParameterSet, pk0: Residues, pk1_seed: bytes, session_id: bytes) -> None:
+        if len(pk1_seed) != SEED_BYTES or not session_id:
+            raise InvalidInputError("a session needs a 32-byte public-key seed and an identifier")
+        self.parameters = parameters
+        self.counters = OperationCounters()
+        self._ring = ring(parameters)
+        self._expander = UniformExpander(parameters, session_id)
+        self._lock = threading.Lock()
+        self._last_ids: dict[int, int] = {}
+        self._check_residues(pk0[None], 1)
+        pk1 = np.empty((len(parameters.primes), DEGREE), np.uint32)
+        UniformExpander(parameters, session_id, public_key=True).expand(0, pk1_seed, pk1)
+        self._public_key = np.stack([self._ring.with_quotient(pk0), self._ring.with_quotient(pk1)])
+
+    def _check_residues(self, polynomials: Residues, count: int) -> None:
+        if polynomials.dtype != np.uint32 or polynomials.shape != (
+            count,
+            len(self.parameters.primes),
+            DEGREE,
+        ):
+            raise InvalidInputError(f"expected {count} polynomials of uint32 residues [primes, {DEGREE}]")
+        if not kernels.all_reduced(np.ascontiguousarray(polynomials), self._ring.primes):
+            raise InvalidInputError("a residue is not below its prime")
+
+    def _take_ids(self, ids: npt.NDArray[np.uint64]) -> None:
+        """Refuse identifiers that do not grow per worker (its number is in the high 16 bits); remember the
+        last.
+        """
+        values = ids.tolist()
+        with self._lock:
+            last = dict(self._last_ids)
+            for value in values:
+                worker = value >> _COUNTER_BITS
+                if value <= last.get(worker, 0):
+                    raise InvalidInputError("a ciphertext identifier was used before")
+                last[worker] = value
+            self._last_ids = last
+
+    def evaluate(
+        self,
+        group: EncodedGroup,
+        plan: Plan,
+        tokens: int,
+        ids: npt.NDArray[np.uint64],
+        seeds: bytes,
+        b: Residues,
+    ) -> EvaluatedRows:
+        """W·x for every token, re-randomised, flooded, modulo p0.
+
+        ids uint64 [C], seeds 32·C bytes, b uint32 [C, primes, N], C = plan.uploads(tokens, d_in). Raises
+        InvalidInputError for malformed input, unreduced residues or repeated identifiers and NotFoundError
+        for a plan that was not compiled into the group.
+        """
+        if group.parameters != self.parameters:
+            raise InvalidInputError("the adapter was prepared for another parameter set")
+        weights = group.encoded(plan)
+        count = plan.uploads(tokens, group.d_in) if tokens >= 1 else 0
+        if not 1 <= count <= MAX_CIPHERTEXTS:
+            raise InvalidInputError(f"a request has 1 to {MAX_CIPHERTEXTS} ciphertexts")
+        if ids.dtype != np.uint64 or ids.shape != (count,) or len(seeds) != SEED_BYTES * count:
+            raise InvalidInputError(f"expected {count} ciphertext identifiers and seeds")
+        self._check_residues(b, count)
+        self._take_ids(ids)
+        return self._evaluate(group, weights, plan, tokens, ids, seeds, np.ascontiguousarray(b))
+
+    def _evaluate(
+        self,
+        group: EncodedGroup,
+        weights: Residues,
+        plan: Plan,
+        tokens: int,
+        ids: npt.NDArray[np.uint64],
+        seeds: bytes,
+        b: Residues,
+    ) -> EvaluatedRows:
+        constants = self._ring
+        prime_count = len(constants.primes)
+        responses = plan.downloads(tokens, group.rows)
+        a = np.empty_like(b)
+        for index, identifier in enumerate(ids.tolist()):
+            self._expander.expand(identifier, seeds[SEED_BYTES * index : SEED_BYTES * (index + 1)], a[index])
+        sums = np.empty((responses, prime_count, DEGREE // LANES, 2, LANES), np.uint32)
+        kernels.accumulate(weights, b, a, plan.chunks(tokens), sums, constants.constants)
+        trits, error_words, flood_words = self._randomness(responses, tokens * group.rows)
+        work = np.empty((7, DEGREE), np.uint32)
+        kernels.add_encryption_of_zero(
+            sums, trits, self._public_key, work[0], work[1], constants.factors, constants.primes
+        )
+        mask = np.empty((tokens * group.rows, prime_count), np.uint32)
+        kernels.flood(flood_words, mask, constants.constants, constants.flood_offset, constants.primes)
+        c1 = np.empty((responses, DEGREE), np.uint32)
+        c0 = np.empty((tokens, group.rows), np.uint32)
+        kernels.finish(
+            sums,
+            error_words,
+            mask.reshape(tokens, group.rows, prime_count),
+            (plan.tokens, plan.channels, plan.rows),
+            (tokens, group.rows),
+            c1,
+            c0,
+            work,
+            trailing_zeros(plan.channels),
+            constants.factors,
+            constants.primes,
+            constants.drops,
+        )
+        with self._lock:
+            self.counters.transforms += 3 * prime_count * responses
+            self.counters.products += plan.chunks(tokens) * plan.polynomials(group.d_in, group.rows)
+            self.counters.additions += (
+                plan.chunks(tokens) * plan.polynomials(group.d_in, group.rows) + responses
+            )
+            self.counters.rerandomisations += responses
+            self.counters.modulus_switches += responses
+        return EvaluatedRows(c1=c1, c0=c0)
+
+    def _randomness(
+        self, responses: int, outputs: int
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        """u + 1 uint8 [responses, N], words for e1 [responses, ERROR_WORDS], words for f [outputs, 4]:
+        fresh per call.
+        """
+        stream = SecretStream("re-randomisation")
+        return (
+            stream.ternary(responses, DEGREE),
+            stream.words(responses, kernels.ERROR_WORDS),
+            stream.words(outputs, kernels.FLOOD_WORDS),
+        )

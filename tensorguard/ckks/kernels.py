@@ -1,0 +1,392 @@
+"""Compiled inner loops of sampling, encryption, evaluation and decryption.
+
+All residues are uint32 modulo primes below 2**30; "lazy" values may exceed the prime as each docstring
+says. Nothing
+branches on, indexes by or divides by a secret. One call handles a whole request, so call overhead is paid
+once.
+"""
+
+# numba compiles these from the types it sees, so they carry no annotations.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, check-untyped-defs=False
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from tensorguard.ckks.ntt import (
+    DEGREE,
+    forward,
+    inverse,
+    inverse_pruned,
+    multiply_shoup,
+    pruned_position,
+    reduce_once,
+)
+from tensorguard.ckks.simd import LANES, count_ones, multiply_accumulate
+
+ERROR_HALF_WIDTH = 21
+"""Centred binomial: the sum of 42 fair bits minus 21, variance 10.5."""
+ERROR_GROUP = -(-DEGREE // 3)
+ERROR_WORDS = 2 * ERROR_GROUP
+"""64-bit words of randomness for one error polynomial: two words make three values."""
+TERNARY_VALUES_PER_BYTE = 5
+FLOOD_WORDS = 4
+MAX_PRODUCTS = 16
+"""Products of two 30-bit residues that fit an unsigned 64-bit sum."""
+
+
+@njit(cache=True, nogil=True)
+def accept_residues(words, prime, residues):
+    """In-order rejection of the low 30 bits of ``words`` against ``prime``; returns how many residues were
+    filled.
+    """
+    mask = np.uint32(0x3FFFFFFF)
+    wanted = residues.shape[0]
+    largest = np.uint32(0)
+    for n in range(wanted):
+        value = words[n] & mask
+        residues[n] = value
+        largest = max(largest, value)
+    if largest < prime:
+        return wanted
+    accepted = 0
+    for n in range(words.shape[0]):
+        value = words[n] & mask
+        if value < prime:
+            residues[accepted] = value
+            accepted += 1
+            if accepted == wanted:
+                break
+    return accepted
+
+
+@njit(cache=True, nogil=True)
+def accept_ternary(random_bytes, accepted, trits):
+    """Fill uint8 [4096] ``trits`` with uniform 0, 1, 2: bytes below 243 hold five base-3 digits each.
+
+    Rejected bytes are independent of the accepted ones, and both take the same time. Returns False if
+    there were too few bytes. ``accepted`` is scratch of at least as many bytes.
+    """
+    groups = (DEGREE + TERNARY_VALUES_PER_BYTE - 1) // TERNARY_VALUES_PER_BYTE
+    count = 0
+    for n in range(random_bytes.shape[0]):
+        value = random_bytes[n]
+        accepted[count] = value
+        count += np.int64(value < 243)
+    if count < groups:
+        return False
+    for digit in range(TERNARY_VALUES_PER_BYTE):
+        start = digit * groups
+        for n in range(min(groups, DEGREE - start)):
+            quotient = np.uint8((np.uint32(accepted[n]) * np.uint32(171)) >> np.uint32(9))  # floor(value / 3)
+            trits[start + n] = np.uint8(accepted[n] - np.uint8(3) * quotient)
+            accepted[n] = quotient
+        # The last digit needs no further quotient.
+    return True
+
+
+@njit(cache=True, nogil=True)
+def centred_binomial(words, errors):
+    """int32 [4096] of variance 10.5 from uint64 [ERROR_WORDS]: 42 bits a value, 126 of 128 bits used."""
+    low = np.uint64((1 << 42) - 1)
+    shift = np.uint64(43)
+    half = np.int32(ERROR_HALF_WIDTH)
+    for n in range(ERROR_GROUP):
+        errors[n] = np.int32(count_ones(words[n] & low)) - half
+    for n in range(ERROR_GROUP):
+        errors[ERROR_GROUP + n] = np.int32(count_ones(words[ERROR_GROUP + n] & low)) - half
+    for n in range(DEGREE - 2 * ERROR_GROUP):
+        ones = count_ones(words[n] >> shift) + count_ones(words[ERROR_GROUP + n] >> shift)
+        errors[2 * ERROR_GROUP + n] = np.int32(ones) - half
+
+
+@njit(cache=True, nogil=True)
+def normalise(x, mantissas, norms):
+    """Divide each row of float64 ``x`` by its L2 norm (of a zero row: by 1) into int32 units of 2**-30.
+
+    Returns False, with unspecified outputs, if a value or a norm is not finite.
+    """
+    for token in range(x.shape[0]):
+        row = x[token]
+        peak = 0.0
+        finite = True
+        for i in range(row.shape[0]):
+            magnitude = abs(row[i])
+            finite &= magnitude < np.inf
+            peak = max(peak, magnitude)
+        if not finite:
+            return False
+        divisor = peak if peak > 0.0 else 1.0
+        squares = 0.0
+        for i in range(row.shape[0]):
+            value = row[i] / divisor
+            squares += value * value
+        norm = np.sqrt(squares) if peak > 0.0 else 1.0
+        norms[token] = norm * divisor
+        if not norms[token] < np.inf:
+            return False
+        for i in range(row.shape[0]):
+            mantissas[token, i] = np.int32(np.rint(row[i] / divisor / norm * 1073741824.0))
+    return True
+
+
+@njit(cache=True, nogil=True)
+def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, scratch, errors, factors, primes):
+    """b = -a s + NTT(e + Δ m), fully reduced, for every ciphertext of a request.
+
+    mantissas int32 [T, d]; plan (T', d', r'); scale uint32 [primes, 2] (Δ and its Shoup quotient);
+    words uint64 [C, ERROR_WORDS]; uniform a, b uint32 [C, primes, 4096]; negated_key uint32 [primes, 2,
+    4096].
+    """
+    tokens, channels = mantissas.shape
+    plan_tokens, plan_channels, plan_rows = plan
+    blocks = (channels + plan_channels - 1) // plan_channels
+    for index in range(b.shape[0]):
+        chunk, block = index // blocks, index % blocks
+        centred_binomial(words[index], errors)
+        first_token, first_channel = chunk * plan_tokens, block * plan_channels
+        width = min(plan_channels, channels - first_channel)
+        for i in range(primes.shape[0]):
+            prime = primes[i]
+            double = np.uint32(2 * prime)
+            factor, factor_shoup = scale[i, 0], scale[i, 1]
+            for n in range(DEGREE):
+                scratch[n] = np.uint32(errors[n] + np.int32(prime))
+            for token in range(min(plan_tokens, tokens - first_token)):
+                row = mantissas[first_token + token, first_channel : first_channel + width]
+                at = scratch[token * plan_channels * plan_rows :]
+                for n in range(width):
+                    value = np.uint32(np.uint32(row[n]) + double)
+                    at[n] += multiply_shoup(value, factor, factor_shoup, prime)
+            output = b[index, i]
+            forward(scratch, output, factors[i], prime)
+            mask, key, key_shoup = uniform[index, i], negated_key[i, 0], negated_key[i, 1]
+            for n in range(DEGREE):
+                value = reduce_once(output[n], double)
+                value = np.uint32(value + multiply_shoup(mask[n], key[n], key_shoup[n], prime))
+                output[n] = reduce_once(reduce_once(value, double), prime)
+
+
+@njit(cache=True, nogil=True)
+def all_reduced(residues, primes):
+    """Whether every residue of uint32 [n, primes, 4096] is below its prime."""
+    reduced = True
+    for index in range(residues.shape[0]):
+        for i in range(primes.shape[0]):
+            row = residues[index, i]
+            largest = np.uint32(0)
+            for n in range(DEGREE):
+                largest = max(largest, row[n])
+            reduced &= largest < primes[i]
+    return reduced
+
+
+@njit(cache=True, nogil=True)
+def encode_weights(integers, channels, rows, encoded, scratch, transformed, factors, primes):
+    """Transform int32 [rows, d] weights for blocks of (d', r') into uint32 [row groups, primes, 256,
+    blocks, 16].
+    """
+    total_rows, total_channels = integers.shape
+    groups, blocks = encoded.shape[0], encoded.shape[3]
+    for group in range(groups):
+        for block in range(blocks):
+            for i in range(primes.shape[0]):
+                prime = primes[i]
+                for n in range(DEGREE):
+                    scratch[n] = np.uint32(0)
+                for j in range(min(rows, total_rows - group * rows)):
+                    for c in range(min(channels, total_channels - block * channels)):
+                        value = np.int64(integers[group * rows + j, block * channels + c]) % np.int64(prime)
+                        scratch[j * channels + channels - 1 - c] = np.uint32(value)
+                forward(scratch, transformed, factors[i], prime)
+                for n in range(DEGREE):
+                    value = reduce_once(reduce_once(transformed[n], np.uint32(2 * prime)), prime)
+                    encoded[group, i, n // LANES, block, n % LANES] = value
+
+
+@njit(cache=True, nogil=True)
+def accumulate(weights, b, a, chunks, sums, constants):
+    """Σ_blocks (b, a)·Ŵ for every response: uint32 [responses, primes, 256, 2, 16], below 2p.
+
+    weights uint32 [row groups, primes, 256, blocks, 16]; b, a uint32 [chunks * blocks, primes, 4096]. Each
+    weight is read from memory once and used for both halves and for all chunks of tokens.
+    """
+    groups, prime_count, segments, blocks, _ = weights.shape
+    stride = prime_count * DEGREE
+    flat_b, flat_a = b.reshape(-1), a.reshape(-1)
+    flat_weights, flat_sums, flat_constants = weights.reshape(-1), sums.reshape(-1), constants.reshape(-1)
+    for n in range(flat_sums.shape[0]):
+        flat_sums[n] = np.uint32(0)
+    for group in range(groups):
+        for i in range(prime_count):
+            for segment in range(segments):
+                weight_at = ((group * prime_count + i) * segments + segment) * blocks * LANES
+                for chunk in range(chunks):
+                    response = chunk * groups + group
+                    sum_at = ((response * prime_count + i) * segments + segment) * 2 * LANES
+                    input_at = chunk * blocks * stride + i * DEGREE + segment * LANES
+                    for block in range(0, blocks, MAX_PRODUCTS):
+                        multiply_accumulate(
+                            flat_sums,
+                            sum_at,
+                            flat_weights,
+                            weight_at + block * LANES,
+                            flat_b,
+                            flat_a,
+                            input_at + block * stride,
+                            stride,
+                            min(MAX_PRODUCTS, blocks - block),
+                            flat_constants,
+                            i * constants.shape[1],
+                        )
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _centred(residue, prime):
+    """The representative of a reduced residue in (-p/2, p/2), as int32."""
+    half = np.uint32(prime >> np.uint32(1))
+    return np.int32(residue) - np.int32(prime) * np.int32(residue > half)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _drop(residue, remainder, prime, inverse_factor, inverse_shoup):
+    """(residue - remainder) / dropped prime modulo prime, fully reduced; |remainder| < 2**29."""
+    difference = np.uint32(np.uint32(residue + prime) - np.uint32(remainder))
+    return reduce_once(multiply_shoup(difference, inverse_factor, inverse_shoup, prime), prime)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _switch(r0, r1, r2, primes, drops):
+    """Exact centred modulus switch of reduced residues (r0, r1, r2): drop the last prime, then the middle
+    one.
+
+    drops uint32 [3, 2]: 1/p2 mod p0, 1/p2 mod p1 and 1/p1 mod p0, each with its Shoup quotient.
+    """
+    remainder = _centred(r2, primes[2])
+    r0 = _drop(r0, remainder, primes[0], drops[0, 0], drops[0, 1])
+    r1 = _drop(r1, remainder, primes[1], drops[1, 0], drops[1, 1])
+    return _drop(r0, _centred(r1, primes[1]), primes[0], drops[2, 0], drops[2, 1])
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _with_error(residue, error, prime):
+    """Fully reduced residue (below 2p) + small signed error."""
+    value = np.uint32(np.uint32(residue + prime) + np.uint32(error))
+    return reduce_once(reduce_once(value, np.uint32(2 * prime)), prime)
+
+
+@njit(cache=True, nogil=True)
+def flood(words, residues, constants, flood_offset, primes):
+    """Residues uint32 [n, primes] of the sum of four uniform signed 64-bit integers, from uint64 [n, 4].
+
+    An unsigned word minus 2**63 is a uniform signed one; ``flood_offset[i]`` is -4 * 2**63 mod p.
+    """
+    for n in range(words.shape[0]):
+        for i in range(primes.shape[0]):
+            prime = primes[i]
+            double = np.uint32(2 * prime)
+            total = flood_offset[i]
+            for k in range(FLOOD_WORDS):
+                high = np.uint32(words[n, k] >> np.uint64(32))
+                low = np.uint32(words[n, k] & np.uint64(0xFFFFFFFF))
+                product = multiply_shoup(high, constants[i, 1], constants[i, 2], prime)
+                total = reduce_once(np.uint32(total + product), double)
+                product = multiply_shoup(low, np.uint32(1), constants[i, 3], prime)
+                total = reduce_once(np.uint32(total + product), double)
+            residues[n, i] = reduce_once(total, prime)
+
+
+@njit(cache=True, nogil=True)
+def add_encryption_of_zero(sums, trits, public_key, scratch, transformed, factors, primes):
+    """Add (pk0·u, pk1·u) to each response's (c0, c1) in the transform domain.
+
+    sums as `accumulate` leaves them; trits uint8 [responses, 4096], u + 1; public_key uint32 [2, primes,
+    2, 4096].
+    """
+    for response in range(sums.shape[0]):
+        for i in range(primes.shape[0]):
+            prime = primes[i]
+            double = np.uint32(2 * prime)
+            for n in range(DEGREE):
+                scratch[n] = np.uint32(np.uint32(trits[response, n]) + np.uint32(prime - np.uint32(1)))
+            forward(scratch, transformed, factors[i], prime)
+            for half in range(2):
+                key, key_shoup = public_key[half, i, 0], public_key[half, i, 1]
+                for segment in range(DEGREE // LANES):
+                    at = sums[response, i, segment, half]
+                    for lane in range(LANES):
+                        n = segment * LANES + lane
+                        product = multiply_shoup(transformed[n], key[n], key_shoup[n], prime)
+                        at[lane] = reduce_once(np.uint32(at[lane] + product), double)
+
+
+@njit(cache=True, nogil=True)
+def finish(sums, error_words, flood_residues, plan, shape, c1, c0, work, skip, factors, primes, drops):
+    """Back to coefficients, add e1 and f, switch the modulus, keep only the wanted coefficients of c0.
+
+    sums as above; error_words uint64 [responses, ERROR_WORDS]; flood_residues uint32 [tokens, rows, primes];
+    plan (T', d', r'), shape (tokens, rows); c1 uint32 [responses, 4096]; c0 uint32 [tokens, rows];
+    work uint32 [7, 4096]; skip: trailing zero bits of d'.
+    """
+    tokens, rows = shape
+    plan_tokens, plan_channels, plan_rows = plan
+    groups = (rows + plan_rows - 1) // plan_rows
+    errors = np.empty(DEGREE, np.int32)
+    for response in range(sums.shape[0]):
+        chunk, group = response // groups, response % groups
+        for i in range(3):
+            for segment in range(DEGREE // LANES):
+                at = segment * LANES
+                for lane in range(LANES):
+                    work[i, at + lane] = sums[response, i, segment, 0, lane]
+                    work[6, at + lane] = sums[response, i, segment, 1, lane]
+            inverse_pruned(work[i], skip, factors[i], primes[i])
+            inverse(work[6], work[3 + i], factors[i], primes[i])
+        centred_binomial(error_words[response], errors)
+        r0, r1, r2, output = work[3], work[4], work[5], c1[response]
+        for n in range(DEGREE):
+            output[n] = _switch(
+                _with_error(r0[n], errors[n], primes[0]),
+                _with_error(r1[n], errors[n], primes[1]),
+                _with_error(r2[n], errors[n], primes[2]),
+                primes,
+                drops,
+            )
+        for token in range(chunk * plan_tokens, min((chunk + 1) * plan_tokens, tokens)):
+            for row in range(group * plan_rows, min((group + 1) * plan_rows, rows)):
+                local = (token - chunk * plan_tokens) * plan_rows + row - group * plan_rows
+                n = pruned_position(local * plan_channels + plan_channels - 1, skip)
+                mask = flood_residues[token, row]
+                c0[token, row] = _switch(
+                    _with_error(work[0, n], mask[0], primes[0]),
+                    _with_error(work[1, n], mask[1], primes[1]),
+                    _with_error(work[2, n], mask[2], primes[2]),
+                    primes,
+                    drops,
+                )
+
+
+@njit(cache=True, nogil=True)
+def decrypt(c1, c0, plan, key, values, scratch, transformed, skip, factors, prime):
+    """int32 [tokens, rows] ``values``: centred (c0 + c1·s) mod p0 at the wanted coefficients.
+
+    c1 uint32 [responses, 4096], overwritten; c0 uint32 [tokens, rows]; key uint32 [2, 4096].
+    """
+    tokens, rows = c0.shape
+    plan_tokens, plan_channels, plan_rows = plan
+    groups = (rows + plan_rows - 1) // plan_rows
+    double = np.uint32(2 * prime)
+    for response in range(c1.shape[0]):
+        chunk, group = response // groups, response % groups
+        for n in range(DEGREE):
+            scratch[n] = c1[response, n]
+        forward(scratch, transformed, factors, prime)
+        for n in range(DEGREE):
+            transformed[n] = multiply_shoup(transformed[n], key[0, n], key[1, n], prime)
+        inverse_pruned(transformed, skip, factors, prime)
+        for token in range(chunk * plan_tokens, min((chunk + 1) * plan_tokens, tokens)):
+            for row in range(group * plan_rows, min((group + 1) * plan_rows, rows)):
+                local = (token - chunk * plan_tokens) * plan_rows + row - group * plan_rows
+                n = pruned_position(local * plan_channels + plan_channels - 1, skip)
+                total = reduce_once(np.uint32(transformed[n] + c0[token, row]), double)
+                values[token, row] = _centred(reduce_once(total, prime), prime)

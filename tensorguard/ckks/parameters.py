@@ -1,0 +1,130 @@
+"""Named parameter sets of the ring, each checked against its security bound.
+
+Bounds on log2 q are those of the Homomorphic Encryption Standard (homomorphicencryption.org, 2018, table
+1) for a uniform ternary secret, 128-bit classical, and of its post-quantum table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from tensorguard.errors import ConfigurationError
+
+RESIDUE_BITS = 30
+MANTISSA_BITS = 30
+"""Fixed-point bits of one normalised activation."""
+
+_BOUNDS = {4096: (109, 101)}
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSet:
+    """Everything both sides must agree on. Public.
+
+    ``primes[0]`` is the prime that a response keeps; the others are dropped from the last to the second.
+    ``error_variance`` is that of the centred binomial error, ``flood_bits`` the width of each of the four
+    uniform integers whose sum floods a response, ``weight_bits`` the fixed-point width w of adapter weights.
+    """
+
+    name: str
+    degree: int
+    primes: tuple[int, ...]
+    error_variance: float
+    flood_bits: int
+    weight_bits: int
+    security_bound_classical: int
+    security_bound_quantum: int
+
+    def __post_init__(self) -> None:
+        if self.degree not in _BOUNDS:
+            raise ConfigurationError(
+                f"ring degree {self.degree} is not supported; use one of {sorted(_BOUNDS)}"
+            )
+        bounds = _BOUNDS[self.degree]
+        if (self.security_bound_classical, self.security_bound_quantum) != bounds:
+            raise ConfigurationError(f"security bounds at degree {self.degree} are {bounds}")
+        if self.modulus_bits > min(bounds):
+            raise ConfigurationError(
+                f"log2 q = {self.modulus_bits:.1f} exceeds {min(bounds)}, the bound for 128-bit security "
+                f"at degree {self.degree}; use fewer or smaller primes"
+            )
+        if len(set(self.primes)) != len(self.primes) or len(self.primes) != 3:
+            raise ConfigurationError("a parameter set has three distinct primes")
+        if any(not 2**29 < p < 2**30 or p % (2 * self.degree) != 1 or not _is_prime(p) for p in self.primes):
+            raise ConfigurationError("primes must have 30 bits and be 1 modulo twice the ring degree")
+        if self.error_variance != 10.5 or self.flood_bits != 64:
+            raise ConfigurationError(
+                "the samplers make errors of variance 10.5 and floods of four 64-bit integers"
+            )
+        if not 12 <= self.weight_bits <= 16:
+            raise ConfigurationError("weight_bits must be 12 to 16")
+
+    @property
+    def modulus(self) -> int:
+        return math.prod(self.primes)
+
+    @property
+    def modulus_bits(self) -> float:
+        return math.log2(self.modulus)
+
+    def norm_bound(self, d_in: int, largest_rank: int) -> float:
+        """Largest Frobenius norm of a projection's integer weights: 2**w * sqrt(d_in * r_max)."""
+        return float(2**self.weight_bits * math.sqrt(d_in * largest_rank))
+
+    def scale(self, norm_bound: float) -> int:
+        """Δ: what one unit of the 2**30 fixed-point activation becomes in Z_q. No inner product can wrap
+        (0.9 q/2).
+        """
+        if not (math.isfinite(norm_bound) and norm_bound >= 1.0):
+            raise ConfigurationError("norm_bound must be a finite number of at least 1")
+        numerator, denominator = norm_bound.as_integer_ratio()
+        scale = 9 * (self.modulus // 2) * denominator // (10 * numerator << MANTISSA_BITS)
+        if scale < 2**24:
+            raise ConfigurationError(
+                f"norm_bound {norm_bound:.3g} leaves no room above the flood; use smaller groups"
+            )
+        return scale
+
+
+def _is_prime(n: int) -> bool:
+    """Deterministic Miller-Rabin; bases 2, 3, 5, 7 suffice below 3.2e9 (Jaeschke 1993)."""
+    odd, twos = n - 1, 0
+    while odd % 2 == 0:
+        odd, twos = odd // 2, twos + 1
+    for base in (2, 3, 5, 7):
+        x = pow(base, odd, n)
+        if x not in (1, n - 1) and all((x := x * x % n) != n - 1 for _ in range(twos - 1)):
+            return False
+    return True
+
+
+def _degree_4096(weight_bits: int) -> ParameterSet:
+    return ParameterSet(
+        name=f"n4096-q90-w{weight_bits}",
+        degree=4096,
+        primes=(1073692673, 1073668097, 1073651713),
+        error_variance=10.5,
+        flood_bits=64,
+        weight_bits=weight_bits,
+        security_bound_classical=109,
+        security_bound_quantum=101,
+    )
+
+
+PARAMETER_SETS: Mapping[str, ParameterSet] = MappingProxyType(
+    {parameters.name: parameters for parameters in map(_degree_4096, range(12, 17))}
+)
+DEFAULT_PARAMETER_SET = "n4096-q90-w12"
+
+
+def get_parameter_set(name: str) -> ParameterSet:
+    """The parameter set of this name. Raises ConfigurationError if there is none."""
+    try:
+        return PARAMETER_SETS[name]
+    except KeyError:
+        raise ConfigurationError(
+            f"unknown parameter set {name!r}; choose one of {', '.join(sorted(PARAMETER_SETS))}"
+        ) from None

@@ -1,0 +1,137 @@
+"""Plans: how tokens, input channels and output rows share one polynomial, and which plan is cheapest.
+
+Plan (T', d', r'): token t, channel i of a block at coefficient t·d'·r' + i; weight row j, channel i at
+j·d' + (d' - 1 - i); coefficient t·d'·r' + j·d' + d' - 1 of the product is the inner product of token t and
+row j.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tensorguard.ckks.parameters import ParameterSet
+from tensorguard.errors import InvalidInputError
+
+DEGREE = 4096
+MAX_OUTPUTS = 128
+"""Wanted coefficients per response. More would let a malformed public key read the mask out."""
+MAX_ROWS = 4 * 128
+MAX_CHANNELS = 1 << 17
+
+_IDENTIFIER = re.compile(r"t([1-9]\d{0,3})\.c([1-9]\d{0,3})\.r([1-9]\d{0,2})")
+
+# Microseconds on one core (benchmarks/he_kernels.py): an uploaded ciphertext, made, sent (48 KiB) and expanded
+# again; a response ciphertext, made, sent (16 KiB) and decrypted; one product with a weight polynomial.
+UPLOAD_COST = 100.0
+DOWNLOAD_COST = 75.0
+PRODUCT_COST = 2.0
+# Weight polynomials are kept in memory per (d', r'): what one more is worth to avoid.
+STORAGE_COST = 0.5
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Plan:
+    """tokens T', channels d' and rows r' per polynomial. Raises InvalidInputError outside the bounds."""
+
+    tokens: int
+    channels: int
+    rows: int
+
+    def __post_init__(self) -> None:
+        if min(self.tokens, self.channels, self.rows) < 1:
+            raise InvalidInputError("a plan needs at least one token, channel and row")
+        if self.tokens * self.channels * self.rows > DEGREE:
+            raise InvalidInputError(f"plan {self.identifier} exceeds the ring degree {DEGREE}")
+        if self.tokens * self.rows > MAX_OUTPUTS:
+            raise InvalidInputError(
+                f"plan {self.identifier} asks for more than {MAX_OUTPUTS} outputs per response"
+            )
+
+    @property
+    def identifier(self) -> str:
+        return f"t{self.tokens}.c{self.channels}.r{self.rows}"
+
+    @classmethod
+    def parse(cls, identifier: str) -> Plan:
+        """The plan with this identifier, e.g. ``t8.c64.r8``."""
+        match = _IDENTIFIER.fullmatch(identifier)
+        if match is None:
+            raise InvalidInputError("a plan identifier looks like t8.c64.r8")
+        return cls(*map(int, match.groups()))
+
+    def blocks(self, d_in: int) -> int:
+        return -(-d_in // self.channels)
+
+    def row_groups(self, rows: int) -> int:
+        return -(-rows // self.rows)
+
+    def chunks(self, tokens: int) -> int:
+        return -(-tokens // self.tokens)
+
+    def uploads(self, tokens: int, d_in: int) -> int:
+        """Ciphertexts in a request."""
+        return self.chunks(tokens) * self.blocks(d_in)
+
+    def downloads(self, tokens: int, rows: int) -> int:
+        """Ciphertexts in a response."""
+        return self.chunks(tokens) * self.row_groups(rows)
+
+    def polynomials(self, d_in: int, rows: int) -> int:
+        """Weight polynomials kept for this plan's (d', r')."""
+        return self.blocks(d_in) * self.row_groups(rows)
+
+    def cost(self, tokens: int, d_in: int, rows: int) -> float:
+        """Modelled microseconds of one call, both sides."""
+        return (
+            UPLOAD_COST * self.uploads(tokens, d_in)
+            + DOWNLOAD_COST * self.downloads(tokens, rows)
+            + PRODUCT_COST * self.chunks(tokens) * self.polynomials(d_in, rows)
+        )
+
+
+def compile_plans(
+    parameters: ParameterSet, d_in: int, rows: int, token_counts: Sequence[int] = (1, 2, 4, 8, 32)
+) -> tuple[Plan, ...]:
+    """One plan for each of these numbers of tokens in flight: decode, small batches, prefill. Sorted,
+    without repeats.
+
+    Larger token counts need more memory per weight: about 12·T' bytes.
+    """
+    if parameters.degree != DEGREE:
+        raise InvalidInputError(f"plans exist for ring degree {DEGREE}")
+    if not (1 <= d_in <= MAX_CHANNELS and 1 <= rows <= MAX_ROWS):
+        raise InvalidInputError(f"a group has 1 to {MAX_CHANNELS} channels and 1 to {MAX_ROWS} rows")
+    return tuple(sorted({_best(tokens, d_in, rows) for tokens in token_counts}))
+
+
+def _best(tokens: int, d_in: int, rows: int) -> Plan:
+    candidates = set()
+    for plan_rows in range(1, min(rows, MAX_OUTPUTS // tokens) + 1):
+        widest = min(DEGREE // (tokens * plan_rows), d_in)
+        # Multiples of 32 let the inverse transform skip most of its work; the last one takes any width.
+        blocks = -(-d_in // widest)
+        width = -(-d_in // blocks)
+        for channels in {
+            widest,
+            min(-(-width // 32) * 32, DEGREE // (tokens * plan_rows)),
+            widest // 32 * 32 or widest,
+        }:
+            candidates.add(Plan(tokens, channels, -(-rows // -(-rows // plan_rows))))
+    return min(
+        candidates,
+        key=lambda plan: (
+            plan.cost(tokens, d_in, rows)
+            + STORAGE_COST * plan.polynomials(d_in, rows)
+            + (0.0 if plan.channels % 32 == 0 else 100.0 * plan.downloads(tokens, rows)),
+            plan,
+        ),
+    )
+
+
+def select_plan(plans: Sequence[Plan], parameters: ParameterSet, tokens: int, d_in: int, rows: int) -> Plan:
+    """The cheapest of ``plans`` for this many tokens. Raises InvalidInputError if there is none."""
+    if not plans or tokens < 1:
+        raise InvalidInputError("need at least one plan and one token")
+    return min(plans, key=lambda plan: (plan.cost(tokens, d_in, rows), plan))
