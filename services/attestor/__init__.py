@@ -1,0 +1,1 @@
+"""The attestor: verifies evidence, issues tokens, releases package keys, records every decision."""

@@ -1,0 +1,115 @@
+"""AttestorService on the wire: messages in, messages out. The rules are in the appraiser and the broker."""
+
+from __future__ import annotations
+
+import grpc
+
+from services.attestor.appraiser import Appraiser, AttestationRequest
+from services.attestor.broker import KeyBroker, Proof
+from services.attestor.nonces import NonceStore
+from tensorguard import __version__
+from tensorguard.evidence.audit import AuditLog
+from tensorguard.evidence.identity import PublicIdentity
+from tensorguard.evidence.keys import AttestorKey
+from tensorguard.evidence.policy import Policy
+from tensorguard.evidence.roles import role_from_proto
+from tensorguard.rpc.authorisation import ATTESTED, PUBLIC
+from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2 as pb
+
+RULES = {
+    "GetKeys": PUBLIC,
+    "CreateNonce": PUBLIC,
+    "GetStatus": PUBLIC,
+    "Attest": ATTESTED,
+    "ReleaseKey": ATTESTED,
+    "RenewLease": ATTESTED,
+}
+
+
+class AttestorServicer:
+    """Implements tensafe.attestor.v1.AttestorService. Raises TenSafeError; the server maps it to a status."""
+
+    def __init__(
+        self,
+        key: AttestorKey,
+        policy: Policy,
+        nonces: NonceStore,
+        appraiser: Appraiser,
+        broker: KeyBroker,
+        audit: AuditLog,
+    ) -> None:
+        self._key = key
+        self._policy = policy
+        self._nonces = nonces
+        self._appraiser = appraiser
+        self._broker = broker
+        self._audit = audit
+
+    def GetKeys(self, request: pb.GetKeysRequest, context: grpc.ServicerContext) -> pb.GetKeysResponse:  # noqa: N802
+        """The keys that verify this attestor's tokens."""
+        return pb.GetKeysResponse(jwks=self._key.key_set().to_jwks(), thumbprint=self._key.thumbprint)
+
+    def CreateNonce(  # noqa: N802
+        self, request: pb.CreateNonceRequest, context: grpc.ServicerContext
+    ) -> pb.CreateNonceResponse:
+        """A challenge."""
+        nonce = self._nonces.create()
+        return pb.CreateNonceResponse(nonce=nonce.value, expires_at=nonce.expires_at)
+
+    def Attest(self, request: pb.AttestRequest, context: grpc.ServicerContext) -> pb.AttestResponse:  # noqa: N802
+        """Evidence in, token out."""
+        issued = self._appraiser.attest(
+            AttestationRequest(
+                nonce=request.nonce,
+                evidence_kind=request.evidence_kind,
+                evidence=request.evidence,
+                identity=PublicIdentity(request.signing_key, request.hpke_key),
+                tls_key=request.tls_key,
+                tenant=request.tenant,
+                role=role_from_proto(request.role),
+                package_id=request.package_id,
+            )
+        )
+        return pb.AttestResponse(token=issued.token, expires_at=issued.expires_at)
+
+    def ReleaseKey(  # noqa: N802
+        self, request: pb.ReleaseKeyRequest, context: grpc.ServicerContext
+    ) -> pb.ReleaseKeyResponse:
+        """Token in, sealed content key out."""
+        released = self._broker.release(
+            Proof(request.token, request.signature, request.request_nonce),
+            package_id=request.package_id,
+            sequence=request.sequence,
+            manifest_digest=request.manifest_digest,
+            tokens_wanted=request.tokens_wanted,
+        )
+        return pb.ReleaseKeyResponse(
+            sealed_key=released.sealed,
+            lease_id=released.terms.lease_id,
+            lease_expires_at=released.terms.expires_at,
+            tokens_granted=released.terms.tokens_granted,
+        )
+
+    def RenewLease(  # noqa: N802
+        self, request: pb.RenewLeaseRequest, context: grpc.ServicerContext
+    ) -> pb.RenewLeaseResponse:
+        """A longer lease and more tokens."""
+        terms = self._broker.renew(
+            Proof(request.token, request.signature, request.request_nonce),
+            lease_id=request.lease_id,
+            tokens_used=request.tokens_used,
+            tokens_wanted=request.tokens_wanted,
+        )
+        return pb.RenewLeaseResponse(lease_expires_at=terms.expires_at, tokens_granted=terms.tokens_granted)
+
+    def GetStatus(self, request: pb.GetStatusRequest, context: grpc.ServicerContext) -> pb.GetStatusResponse:  # noqa: N802
+        """What this attestor is. No secrets."""
+        head = self._audit.head
+        return pb.GetStatusResponse(
+            version=__version__,
+            policy_id=self._policy.id,
+            policy_hash=self._policy.sha256,
+            evidence_kinds=[kind.value for kind in self._policy.evidence_kinds],
+            audit_records=head.records,
+            audit_head=head.hash,
+        )
