@@ -60,7 +60,7 @@ def loads(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def encode_float(value: float) -> str:
-    """A finite float64 as the shortest decimal string that reads back as the same number (Python's `repr`)."""
+    """A finite float64 as the shortest decimal string that reads back the same (Python's `repr`)."""
     if not math.isfinite(value):
         raise InvalidInputError(f"{value} cannot be encoded: only finite numbers can")
     return repr(float(value))

@@ -4,7 +4,7 @@ The algebra is described in docs/protocol.md; nothing here knows about encryptio
 """
 
 from tensorguard.lora.adapter import LoraAdapter, LoraModule
-from tensorguard.lora.factor import FactoredProjection, factor
+from tensorguard.lora.factorisation import FactoredProjection, factor
 from tensorguard.lora.groups import GROUPS, FactoredGroup, ProjectionInfo, build_group, build_groups
 
 __all__ = [

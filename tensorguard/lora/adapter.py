@@ -63,7 +63,7 @@ class LoraModule:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraAdapter:
-    """All modules of an adapter. `rank`, `alpha` and `scaling` are the defaults; a module may have its own."""
+    """All modules of an adapter. `rank`, `alpha` and `scaling` are defaults; a module may have its own."""
 
     rank: int
     alpha: float
@@ -113,8 +113,8 @@ class LoraAdapter:
                 )
             if (module.d_out, module.d_in) != shapes[projection]:
                 raise UnsupportedAdapterError(
-                    f"layer {layer} {projection} maps {module.d_in} to {module.d_out} channels; in the base model "
-                    f"it maps {shapes[projection][1]} to {shapes[projection][0]}: the adapter is for another model"
+                    f"layer {layer} {projection} maps {module.d_in} to {module.d_out} channels, but in the "
+                    f"base model {shapes[projection][1]} to {shapes[projection][0]}: it is for another model"
                 )
         if self.layers is None and not any("." in name for name in self.target_modules):
             present = {layer for layer, _ in self.modules}
@@ -136,8 +136,8 @@ def _pair(tensors: Mapping[str, Float32Array], config: AdapterConfig) -> dict[Mo
             or int(match["layer"]) >= MAX_LAYERS
         ):
             raise UnsupportedAdapterError(
-                f"the adapter holds {name:.200}; only the projections {', '.join(_PARENTS)} of decoder layers can "
-                "be adapted"
+                f"the adapter holds {name:.200}; only the projections {', '.join(_PARENTS)} of decoder "
+                "layers can be adapted"
             )
         if not any(matches(target, match["module"]) for target in config.target_modules):
             raise UnsupportedAdapterError(f"the adapter holds {name}, which target_modules does not name")
@@ -155,7 +155,8 @@ def _module(path: str, halves: Mapping[str, Float32Array], config: AdapterConfig
     rank = config.rank_of(path)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank or 0 in a.shape + b.shape:
         raise UnsupportedAdapterError(
-            f"{path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; expected [{rank}, d_in] and [d_out, {rank}]"
+            f"{path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; "
+            f"expected [{rank}, d_in] and [d_out, {rank}]"
         )
     return LoraModule(A=a, B=b, scaling=config.scaling_of(path))
 

@@ -83,7 +83,7 @@ class AdapterConfig:
 
 
 def matches(name: str, module: str) -> bool:
-    """Whether a name from the configuration means this module: the whole path, or its last dotted components."""
+    """Whether a configured name means this module: it is the whole path, or its last dotted components."""
     if name.startswith("^"):
         return module == name[1:]
     return module == name or module.endswith("." + name)

@@ -17,7 +17,7 @@ import numpy as np
 
 from tensorguard.errors import PrivacyBoundError, UnsupportedAdapterError
 from tensorguard.lora.adapter import Float32Array, LoraModule, ModuleKey
-from tensorguard.lora.factor import FactoredProjection, factor
+from tensorguard.lora.factorisation import FactoredProjection, factor
 from tensorguard.lora.randomness import Float64Array, RandomBytes
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -51,7 +51,7 @@ class WeightParameters(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProjectionInfo:
-    """Where a projection's rows are in its group, and how to read them: A' = integers * 2**-scale_exponent."""
+    """Where a projection's rows are in its group, and their scale: A' = integers * 2**-scale_exponent."""
 
     name: str
     rank: int
@@ -62,7 +62,7 @@ class ProjectionInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FactoredGroup:
-    """One group of one layer, ready for the evaluator. `integers` is secret, `u` is for the inference host only."""
+    """One group of one layer. `integers` is secret; `u` is for the inference host only."""
 
     layer: int
     group: str
@@ -106,7 +106,7 @@ def build_groups(
     progress: Progress | None = None,
     random_bytes: RandomBytes = os.urandom,
 ) -> tuple[WeightParameters, tuple[FactoredGroup, ...]]:
-    """All groups of an adapter under the first of `parameter_sets` (in rising weight bits) that keeps the error bound.
+    """All groups under the first of `parameter_sets` (in rising weight bits) that keeps the error bound.
 
     Every projection is factored once, whatever the number of sets tried. Raises PrivacyBoundError when none
     suffices.
@@ -209,7 +209,7 @@ def round_weights(weights: Float64Array, norm_bound: float) -> tuple[Int32Array,
 
 
 def relative_rounding_error(weights: Float64Array, integers: Int32Array, exponent: int) -> float:
-    """Largest |E x| / (|x| |weights|_F / sqrt(d_in)) over all x, where E is the rounding error of the weights.
+    """Largest |E x| / (|x| |weights|_F / sqrt(d_in)) over all x, E being the weights' rounding error.
 
     The maximum is at x along E's leading right singular vector, so the numerator is E's spectral norm.
     """
@@ -225,6 +225,6 @@ def _check_error(group: FactoredGroup, parameters: WeightParameters) -> None:
     limit = ERROR_BOUND - ENCRYPTION_SHARE
     if group.rounding_error > limit:
         raise PrivacyBoundError(
-            f"rounding layer {group.layer} {group.group} under {parameters.name} errs by {group.rounding_error:.2e} "
-            f"in the worst case, over the bound {limit:.2e}: use a parameter set with more weight bits"
+            f"rounding layer {group.layer} {group.group} under {parameters.name} can err by "
+            f"{group.rounding_error:.2e}, over the bound {limit:.2e}: use a set with more weight bits"
         )

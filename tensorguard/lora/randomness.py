@@ -26,7 +26,8 @@ def standard_normal(rows: int, columns: int, random_bytes: RandomBytes = os.uran
     angle = (words[pairs:] >> 11) * 2.0**-53
     length = np.sqrt(-2.0 * np.log(radius))
     normal = np.concatenate([length * np.cos(2.0 * np.pi * angle), length * np.sin(2.0 * np.pi * angle)])
-    return normal[:count].reshape(rows, columns)
+    matrix: Float64Array = normal[:count].reshape(rows, columns)
+    return matrix
 
 
 def haar_orthogonal(size: int, random_bytes: RandomBytes = os.urandom) -> Float64Array:
@@ -36,13 +37,14 @@ def haar_orthogonal(size: int, random_bytes: RandomBytes = os.urandom) -> Float6
     distribution is not uniform (Mezzadri, Notices of the AMS 54, 2007).
     """
     q, r = np.linalg.qr(standard_normal(size, size, random_bytes))
-    return q * np.where(np.diag(r) < 0, -1.0, 1.0)
+    signs: Float64Array = np.where(np.diag(r) < 0, -1.0, 1.0)
+    return q * signs
 
 
 def random_complement(
     basis: Float64Array, columns: int, random_bytes: RandomBytes = os.urandom
 ) -> Float64Array:
-    """Uniformly random orthonormal columns, orthogonal to `basis` [n, k] (itself orthonormal): float64 [n, columns]."""
+    """Uniformly random orthonormal columns, orthogonal to the orthonormal `basis` [n, k]; [n, columns]."""
     gaussian = standard_normal(basis.shape[0], columns, random_bytes)
     for _ in range(2):  # twice is enough for orthogonality to working precision (Kahan)
         gaussian -= basis @ (basis.T @ gaussian)

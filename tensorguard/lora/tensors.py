@@ -29,7 +29,7 @@ def read_float_tensors(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.floa
             "(safetensors; pickled adapter_model.bin files are not opened)"
         ) from None
     try:
-        entries = safetensors.deserialize(data)
+        entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise UnsupportedAdapterError(f"{path} is not a safetensors file: {error}") from None
     return {name: _to_float32(name, entry) for name, entry in entries}

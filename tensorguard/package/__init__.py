@@ -1,1 +1,51 @@
-"""Sealed adapter packages (`.tssp` v1, docs/tssp.md) and the registry of their content keys."""
+"""Sealed adapter packages (`.tssp` v1, docs/tssp.md) and the registry of their content keys.
+
+Names are imported when they are first used: the attestor needs the registry only, without any ring
+arithmetic.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tensorguard.package.base_model import check_base_model
+    from tensorguard.package.envelope import VerifiedManifest
+    from tensorguard.package.inspection import read_unverified
+    from tensorguard.package.manifest import Manifest
+    from tensorguard.package.reader import AdapterContents, GroupContents, open_manifest, read_adapter
+    from tensorguard.package.registry import PackageKeyRegistry
+    from tensorguard.package.writer import pack_adapter
+
+__all__ = [
+    "AdapterContents",
+    "GroupContents",
+    "Manifest",
+    "PackageKeyRegistry",
+    "VerifiedManifest",
+    "check_base_model",
+    "open_manifest",
+    "pack_adapter",
+    "read_adapter",
+    "read_unverified",
+]
+
+_MODULES = {
+    "AdapterContents": "reader",
+    "GroupContents": "reader",
+    "Manifest": "manifest",
+    "PackageKeyRegistry": "registry",
+    "VerifiedManifest": "envelope",
+    "check_base_model": "base_model",
+    "open_manifest": "reader",
+    "pack_adapter": "writer",
+    "read_adapter": "reader",
+    "read_unverified": "inspection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

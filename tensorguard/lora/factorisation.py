@@ -45,7 +45,7 @@ def factor(module: LoraModule, random_bytes: RandomBytes = os.urandom) -> Factor
     b, a = module.B.astype(np.float64), module.A.astype(np.float64) * module.scaling
     # s*B*A = Q_b (R_b R_a^T) Q_a^T: the singular vectors come from an r x r matrix.
     q_b, r_b = np.linalg.qr(b)
-    r_a = np.linalg.qr(a.T, mode="r")
+    _, r_a = np.linalg.qr(a.T)
     left, values, _ = np.linalg.svd(r_b @ r_a.T, full_matrices=False)
     kept = int(np.count_nonzero(values > RELATIVE_CUTOFF * values[0])) if values[0] > 0 else 0
     rank = min(module.rank, module.d_out)
