@@ -145,7 +145,7 @@ BROKEN: dict[str, tuple[str, bytes]] = {
     "config is a list": ("config.json", b"[]"),
     "config is not UTF-8": ("config.json", b'{"model_type": "\xff"}'),
     "config has no model type": ("config.json", b"{}"),
-    "config is too large": ("config.json", b" " * ((4 << 20) + 1)),
+    "config is too large": ("config.json", b'{"model_type": "llama"}' + b" " * (4 << 20)),
     "weights are empty": ("model.safetensors", b""),
     "weights end in the header": ("model.safetensors", struct.pack("<Q", 100) + b"{}"),
     "header length is absurd": ("model.safetensors", struct.pack("<Q", 1 << 62) + b"{}"),
