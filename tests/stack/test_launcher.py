@@ -95,7 +95,7 @@ def test_a_child_that_dies_later_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_child_that_is_never_healthy(tmp_path: Path) -> None:
-    with Launcher(tmp_path) as launcher, pytest.raises(UnavailableError, match="not healthy after 0.3 s"):
+    with Launcher(tmp_path) as launcher, pytest.raises(UnavailableError, match=r"not healthy after 0\.3 s"):
         launcher.start(spec_of(tmp_path, "import time; time.sleep(60)", start_seconds=0.3))
 
 

@@ -1,0 +1,170 @@
+"""The guide's server: one command that serves a base model and one private adapter on this machine.
+
+    python -m tensorguard.backends.vllm.server --model M --he-lora-path my_adapter.tssp --port 8000
+
+It starts an attestor, a coprocessor, the inference service and the gateway as processes of their own, waits
+until all are healthy, and stops all of them when it ends. It imports no vLLM itself. The adapter has a model
+name of its own; the base model's name is answered through the adapter too, unless `--base-name-answers base`
+says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+
+from tensorguard.backends.vllm.config import TenSafeVLLMConfig
+from tensorguard.errors import ConfigurationError, TenSafeError
+from tensorguard.package.publishers import DEFAULT_ATTESTOR_STATE
+from tensorguard.stack.embedded import local_settings
+from tensorguard.stack.launcher import Launcher
+from tensorguard.stack.packages import find_adapter
+from tensorguard.stack.progress import ConsoleProgress
+from tensorguard.stack.services import EngineChoice
+from tensorguard.stack.stack import start_stack
+
+# Options that are handed to the engine under the same name.
+_ENGINE_OPTIONS = (
+    "served_model_name",
+    "dtype",
+    "max_model_len",
+    "gpu_memory_utilization",
+    "kv_cache_gib",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "tensor_parallel_size",
+    "speculative_model",
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line. Abbreviated and unknown options are errors."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tensorguard.backends.vllm.server",
+        description="Serve a base model and one private adapter with OpenAI's protocol.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, help="folder of the base model, or its name on the hub")
+    parser.add_argument("--he-lora-path", type=Path, required=True, help="sealed adapter (.tssp)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (beyond loopback: needs --api-key)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
+    parser.add_argument(
+        "--api-key", help="key that clients must send; visible to other users of this machine"
+    )
+    parser.add_argument("--adapter-name", help="model name of the adapter (default: the package's id)")
+    parser.add_argument(
+        "--base-name-answers",
+        choices=("adapter", "base"),
+        default="adapter",
+        help="what answers requests for the base model's name (default: adapter)",
+    )
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        help=f"attestor state in which the package's key is registered (default: {DEFAULT_ATTESTOR_STATE})",
+    )
+    parser.add_argument(
+        "--publisher-key", type=Path, action="append", default=[], help="public key of the signer"
+    )
+    parser.add_argument("--require-attestation", action="store_true", help="refuse simulated evidence")
+    engine = parser.add_argument_group("engine (as vLLM names them)")
+    engine.add_argument("--served-model-name")
+    engine.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"))
+    engine.add_argument("--max-model-len", type=int)
+    engine.add_argument("--gpu-memory-utilization", type=float)
+    engine.add_argument("--kv-cache-gib", type=float)
+    engine.add_argument("--max-num-seqs", type=int)
+    engine.add_argument("--max-num-batched-tokens", type=int)
+    engine.add_argument("--tensor-parallel-size", type=int)
+    engine.add_argument("--speculative-model")
+    return parser
+
+
+def check(options: argparse.Namespace) -> tuple[TenSafeVLLMConfig, dict[str, object]]:
+    """The configuration these options mean. Raises ConfigurationError."""
+    if options.require_attestation:
+        raise ConfigurationError(
+            "--require-attestation needs TEE hardware and a real attestor; this command starts its own with "
+            "simulated evidence. Start the services one by one for that (docs/quickstart.md)"
+        )
+    given = {name: getattr(options, name) for name in _ENGINE_OPTIONS if getattr(options, name) is not None}
+    config = TenSafeVLLMConfig(
+        model=options.model,
+        tssp_package_path=options.he_lora_path,
+        enable_he_lora=True,
+        require_attestation=False,
+        adapter_name=options.adapter_name,
+        base_name_answers=options.base_name_answers,
+        publisher_keys=tuple(options.publisher_key),
+        **given,
+    )
+    return config, given
+
+
+def run(options: argparse.Namespace, console: Console) -> NoReturn:
+    """Start everything and serve until a signal. Raises TenSafeError."""
+    config, given = check(options)
+    settings = local_settings(
+        options.state_dir,
+        host=options.host,
+        port=options.port,
+        attestor_port=0,
+        coprocessor_port=0,
+        inference_port=0,
+        gateway_admin_port=0,
+        reflection=False,
+    )
+    adapter = find_adapter(
+        options.he_lora_path, settings.attestor_state, config.adapter_name, config.publisher_keys
+    )
+    engine = EngineChoice(
+        config.model,
+        {
+            **{name: str(value) for name, value in given.items()},
+            "base_name_answers": config.base_name_answers,
+        },
+    )
+    with ConsoleProgress(console) as progress, Launcher(settings.logs, progress) as launcher:
+        endpoints = start_stack(launcher, settings, [adapter], engine, options.api_key)
+        console.print(f"Serving on {endpoints.base_url}", highlight=False)
+        answers = "the adapter" if config.base_name_answers == "adapter" else "the base model"
+        console.print(f"  model {config.base_name!r} is answered by {answers}", highlight=False)
+        console.print(f"  model {adapter.name!r} is answered by the adapter", highlight=False)
+        console.print("  evidence: [bold red]SIMULATED[/] (no hardware vouches for any part)")
+        console.print(f"  authentication: {'API key' if options.api_key else 'off'}", highlight=False)
+        launcher.wait()
+    raise AssertionError("wait does not return")
+
+
+def raise_on_sigterm() -> None:
+    """Make SIGTERM leave context managers, as Ctrl-C does."""
+
+    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: 0 after a signal, 1 with one clear error, 2 for a wrong option."""
+    options = build_parser().parse_args(arguments)
+    raise_on_sigterm()
+    try:
+        run(options, Console(stderr=True))
+    except TenSafeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

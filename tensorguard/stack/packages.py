@@ -1,0 +1,59 @@
+"""Checks, before anything is started, that a package can be served with an attestor state directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tensorguard.crypto.signatures import VerifyingKeys
+from tensorguard.errors import ConfigurationError, NotFoundError
+from tensorguard.package.publishers import known_publishers
+from tensorguard.package.reader import open_manifest
+from tensorguard.package.registry import PackageKeyRegistry
+from tensorguard.stack.services import PackagedAdapter
+
+
+def find_adapter(
+    package: Path, attestor_state: Path, name: str | None = None, publisher_keys: tuple[Path, ...] = ()
+) -> PackagedAdapter:
+    """Verify `package` and that its content key is registered in `attestor_state`.
+
+    `publisher_keys` are who may have signed it; without any, those that `tensafe pack` remembered there.
+    Raises ConfigurationError (missing file or key, wrong name), PackageError (not what was signed).
+    """
+    if not package.is_file():
+        raise ConfigurationError(f"there is no package {package}")
+    state = attestor_state.expanduser().resolve()
+    publishers = tuple(path.resolve() for path in publisher_keys) or known_publishers(state)
+    if not publishers or not (state / "packages.sqlite3").is_file():
+        raise ConfigurationError(_not_registered(package, state))
+    keys = [_read_public_key(path) for path in publishers]
+    verified = open_manifest(package, keys)
+    manifest = verified.manifest
+    try:
+        PackageKeyRegistry(state).lookup(
+            manifest.tenant, manifest.package_id, manifest.sequence, verified.digest
+        )
+    except NotFoundError:
+        raise ConfigurationError(_not_registered(package, state)) from None
+    if name is not None and name != manifest.package_id:
+        raise ConfigurationError(
+            f"the adapter in {package} is named {manifest.package_id!r}, not {name!r}: leave the name out, or "
+            f"pack it again with --package-id {name}"
+        )
+    return PackagedAdapter(
+        manifest.package_id, package.resolve(), manifest.tenant, verified.digest, publishers
+    )
+
+
+def _not_registered(package: Path, state: Path) -> str:
+    return (
+        f"the content key of {package} is not registered in {state}: pack the adapter on this machine with "
+        f"`tensafe pack --attestor-state {state}`, or name the directory where that was done with --state-dir"
+    )
+
+
+def _read_public_key(path: Path) -> VerifyingKeys:
+    try:
+        return VerifyingKeys.from_pem(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the publisher's key {path}: {error.strerror}") from None

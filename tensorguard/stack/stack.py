@@ -1,0 +1,138 @@
+"""Starts all services of one machine, or only attestor and coprocessor for an engine in this process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorguard.errors import ConfigurationError
+from tensorguard.evidence.development import DevelopmentState, initialise_development_state
+from tensorguard.stack.launcher import Launcher
+from tensorguard.stack.ports import free_port, require_free
+from tensorguard.stack.services import (
+    LOOPBACK,
+    EngineChoice,
+    PackagedAdapter,
+    attestor_spec,
+    coprocessor_spec,
+    gateway_spec,
+    inference_spec,
+)
+from tensorguard.stack.settings import StackSettings
+
+_PORTS = {
+    "attestor_port": "the attestor",
+    "coprocessor_port": "the coprocessor",
+    "inference_port": "the inference service",
+    "gateway_admin_port": "the gateway's operators",
+    "port": "the OpenAI server",
+}
+_EMBEDDED = ("attestor_port", "coprocessor_port")
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What an engine needs to talk to an embedded attestor and coprocessor."""
+
+    attestor: str
+    attestor_thumbprint: str
+    coprocessor: str
+    simulated_root_key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """host:port of every service."""
+
+    attestor: str
+    coprocessor: str
+    inference: str
+    gateway: str
+    gateway_admin: str
+
+    @property
+    def base_url(self) -> str:
+        """What OpenAI clients take."""
+        return f"http://{self.gateway}/v1"
+
+
+def choose_ports(settings: StackSettings, names: Sequence[str] = tuple(_PORTS)) -> dict[str, int]:
+    """A port for each name: the configured one, which must be free, or a free one where it is 0."""
+    chosen: dict[str, int] = {}
+    for name in names:
+        host = settings.host if name == "port" else LOOPBACK
+        port = getattr(settings, name)
+        if port:
+            if port in chosen.values():
+                raise ConfigurationError(f"{name}={port} is the port of another service too")
+            option = "--" + name.replace("_", "-")
+            require_free(host, port, _PORTS[name], f"{option} or TENSAFE_STACK_{name.upper()}")
+        while not port or port in chosen.values():
+            port = free_port(host)
+        chosen[name] = port
+    return chosen
+
+
+def start_trust(
+    launcher: Launcher, settings: StackSettings, adapters: Sequence[PackagedAdapter], ports: dict[str, int]
+) -> tuple[Trust, DevelopmentState]:
+    """Start a development attestor, then a coprocessor for `adapters`; return when both are healthy."""
+    state = initialise_development_state(settings.attestor_state, sorted({a.tenant for a in adapters}))
+    attestor = attestor_spec(settings, ports["attestor_port"], state)
+    launcher.start(attestor)
+    coprocessor = coprocessor_spec(settings, ports["coprocessor_port"], state, attestor.address, adapters)
+    launcher.start(coprocessor)
+    trust = Trust(attestor.address, state.attestor_thumbprint, coprocessor.address, state.simulated_root_key)
+    return trust, state
+
+
+def start_stack(
+    launcher: Launcher,
+    settings: StackSettings,
+    adapters: Sequence[PackagedAdapter],
+    engine: EngineChoice,
+    api_key: str | None = None,
+) -> Endpoints:
+    """Start all four services and return when every one is healthy.
+
+    `api_key` is a plain key that clients must then send; without one, only a loopback address can be served.
+    """
+    if not adapters:
+        raise ConfigurationError("the stack needs at least one adapter")
+    ports = choose_ports(settings)
+    keys_file = _keys_file(settings, adapters[0].tenant, api_key) if api_key is not None else None
+    trust, state = start_trust(launcher, settings, adapters, ports)
+    inference = inference_spec(
+        settings, ports["inference_port"], state, trust.attestor, trust.coprocessor, adapters, engine
+    )
+    admin_port = ports["gateway_admin_port"]
+    gateway = gateway_spec(settings, ports["port"], admin_port, inference.address, keys_file)
+    launcher.start(inference, gateway)
+    return Endpoints(
+        trust.attestor, trust.coprocessor, inference.address, gateway.address, f"{LOOPBACK}:{admin_port}"
+    )
+
+
+def _keys_file(settings: StackSettings, tenant: str, api_key: str) -> Path:
+    """Write the gateway's key file. The key goes through standard input: arguments can be seen by others."""
+    path = settings.state_dir / "gateway-keys.json"
+    path.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "services.gateway.keys", "import", "--plain-key"]
+    done = subprocess.run(
+        [*command, "--file", str(path), "--tenant", tenant],
+        input=api_key + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ConfigurationError(done.stderr.strip().removeprefix("error: ") or "the API key was refused")
+    return path
+
+
+def embedded_settings(settings: StackSettings) -> dict[str, int]:
+    """Ports of an attestor and a coprocessor alone."""
+    return choose_ports(settings, _EMBEDDED)
