@@ -155,9 +155,12 @@ class TokenVerifier:
             raise TokenError(f"the token is not ASCII text of at most {MAX_TOKEN_BYTES} bytes")
         if token.count(".") != 2:
             raise TokenError("the token is not a compact JWS")
-        encoded = token.split(".", 1)[0]
+        segments = token.split(".")
         try:
-            header = json.loads(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
+            parts = [base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) for text in segments]
+            if [_base64url(part) for part in parts] != segments:
+                raise TokenError("the token is not canonical base64url")
+            header = json.loads(parts[0])
         except (ValueError, RecursionError):
             raise TokenError("the token's header is not JSON") from None
         key_id = header.pop("kid", None) if isinstance(header, dict) else None
