@@ -1,0 +1,1 @@
+"""The inference service: vLLM with HE-LoRA hooks, behind gRPC."""

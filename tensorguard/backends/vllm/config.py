@@ -1,0 +1,215 @@
+"""What a TenSafe vLLM engine can be told, checked before anything is started.
+
+`TenSafeVLLMConfig` is the user's view: one base model and at most one adapter. `EngineOptions`,
+`AdapterConnection` and `WorkerSettings` are the same facts as the engine needs them: the inference service
+fills them from its own settings, and `WorkerSettings` is what crosses into the worker process (endpoints,
+paths and public keys; no secret). This module imports neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tensorguard.errors import ConfigurationError, NotFoundError
+
+ADDITIONAL_CONFIG_KEY = "tensafe"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+
+BaseNameAnswers = Literal["base", "adapter"]
+
+
+class AdapterConnection(BaseModel):
+    """One adapter: the name users ask for, and where its coprocessor and its attestor are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=NAME_PATTERN)
+    """Model name under which users reach the adapter, and its name at the coprocessor."""
+    coprocessor_endpoint: str = Field(min_length=1)
+    """host:port or unix:path of the coprocessor's gRPC endpoint."""
+    attestor_endpoint: str = Field(min_length=1)
+    """host:port or unix:path of the tenant's attestor."""
+    attestor_thumbprint: str | None = None
+    """RFC 7638 thumbprint of the attestor's signing key. Without it the first key seen is trusted."""
+    tenant: str = "default"
+    publisher_keys: tuple[Path, ...] = ()
+    """Public keys that must have signed the adapter's manifest."""
+    expected_digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Manifest digest (SHA-256, hex) the adapter must have; None accepts any that verifies."""
+
+
+class WorkerSettings(BaseModel):
+    """What the worker process is told, through vLLM's `additional_config` (where it also tells compile
+    caches apart)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hooks: Literal["he-lora-1"] = "he-lora-1"
+    model_path: Path
+    adapters: tuple[AdapterConnection, ...]
+    require_attestation: bool = True
+    """True refuses `simulated` evidence, of this host and of every coprocessor."""
+    simulated_root_key: Path | None = None
+    """Key file that signs this host's simulated evidence, where the machine has no TEE."""
+    delta_timeout_seconds: float = 30.0
+
+
+class EngineOptions(BaseModel):
+    """Options of the base model's engine, named as vLLM names them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(min_length=1)
+    """Folder of a Hugging Face model, or a name in the local Hugging Face cache or hub."""
+    served_model_name: str | None = Field(default=None, pattern=NAME_PATTERN)
+    """Name users put into "model" for the base model; the default is `model` (of a folder: its name)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: int | None = Field(default=None, ge=16)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """Size of the KV cache; None lets vLLM size it on a GPU and takes 1 GiB on a CPU."""
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    seed: int = 0
+    enforce_eager: bool = True
+    speculative_model: str | None = None
+
+    @property
+    def base_name(self) -> str:
+        """The name under which the base model is served."""
+        if self.served_model_name is not None:
+            return self.served_model_name
+        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+
+
+class TenSafeVLLMConfig(EngineOptions):
+    """Configuration of `TenSafeAsyncEngine`. Unknown or contradictory options raise ConfigurationError by
+    name."""
+
+    tssp_package_path: Path | None = None
+    """The sealed adapter. An embedded coprocessor opens it; with `coprocessor_endpoint` it pins what is
+    served there."""
+    enable_he_lora: bool = False
+    he_scheme: str = "ckks"
+    """The encryption scheme; "ckks" is the only one."""
+    adapter_name: str | None = Field(default=None, pattern=NAME_PATTERN)
+    """Model name of the adapter, which is its package's id; None takes it from the package."""
+    require_attestation: bool = True
+    """False permits evidence of kind `simulated`; the attestation exchange itself is never skipped."""
+    coprocessor_endpoint: str | None = None
+    """gRPC endpoint of a running coprocessor; None starts one as a separate process."""
+    attestor_endpoint: str | None = None
+    """gRPC endpoint of the tenant's attestor; None starts one as a separate process."""
+    attestor_thumbprint: str | None = None
+    """RFC 7638 thumbprint the attestor's signing key must have."""
+    publisher_keys: tuple[Path, ...] = ()
+    """Public key files that must have signed the package."""
+    tenant: str = "default"
+    simulated_root_key: Path | None = None
+    """Key file for simulated evidence. Embedded services make one of their own."""
+    state_dir: Path | None = None
+    """Directory of the embedded attestor's state (policy, registered package keys, audit log)."""
+    base_name_answers: BaseNameAnswers = "base"
+    """Whether a server answers the base model's name with the base model or with the adapter."""
+    delta_timeout_seconds: float = Field(default=30.0, gt=0)
+    """How long a forward pass waits for one delta before its requests fail."""
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise ConfigurationError(explain(error)) from None
+
+    @model_validator(mode="after")
+    def _check(self) -> TenSafeVLLMConfig:
+        if self.he_scheme != "ckks":
+            raise ConfigurationError(f"he_scheme={self.he_scheme!r} is not supported; use he_scheme='ckks'")
+        check_engine_options(self, adapters=self.enable_he_lora)
+        if self.enable_he_lora:
+            self._check_adapter()
+        else:
+            self._check_no_adapter()
+        return self
+
+    def _check_no_adapter(self) -> None:
+        options = ("tssp_package_path", "coprocessor_endpoint", "attestor_endpoint", "adapter_name")
+        if given := [name for name in options if getattr(self, name) is not None]:
+            raise ConfigurationError(
+                f"{', '.join(given)} needs enable_he_lora=True; set that too, or leave it out"
+            )
+        if self.base_name_answers == "adapter":
+            raise ConfigurationError("base_name_answers='adapter' needs an adapter; set enable_he_lora=True")
+
+    def _check_adapter(self) -> None:
+        if self.tssp_package_path is None and self.coprocessor_endpoint is None:
+            raise ConfigurationError(
+                "enable_he_lora=True needs an adapter: set tssp_package_path, or coprocessor_endpoint and "
+                "adapter_name"
+            )
+        if self.tssp_package_path is not None and not self.tssp_package_path.is_file():
+            raise ConfigurationError(f"tssp_package_path: there is no file {self.tssp_package_path}")
+        if self.tssp_package_path is None and self.adapter_name is None:
+            raise ConfigurationError("coprocessor_endpoint without tssp_package_path needs adapter_name")
+        if (self.coprocessor_endpoint is None) != (self.attestor_endpoint is None):
+            raise ConfigurationError(
+                "coprocessor_endpoint and attestor_endpoint go together; leave both out for embedded ones"
+            )
+        if self.adapter_name == self.base_name:
+            raise ConfigurationError(
+                f"adapter_name {self.base_name!r} is the base model's name too; set another served_model_name"
+            )
+
+    def engine_options(self) -> EngineOptions:
+        """The part of this configuration that concerns the base model's engine."""
+        return EngineOptions(**{name: getattr(self, name) for name in EngineOptions.model_fields})
+
+
+def check_engine_options(options: EngineOptions, *, adapters: bool) -> None:
+    """Refuse, by name, what the engine cannot do (yet)."""
+    if options.speculative_model is not None:
+        raise ConfigurationError("speculative_model is not supported yet; leave it out")
+    if options.tensor_parallel_size != 1:
+        raise ConfigurationError(
+            f"tensor_parallel_size={options.tensor_parallel_size} is not supported yet; use 1"
+        )
+    if adapters and not options.enforce_eager:
+        raise ConfigurationError(
+            "enforce_eager=False is not supported together with adapters yet; use enforce_eager=True"
+        )
+
+
+def explain(error: ValidationError) -> str:
+    """One line per problem of a pydantic error, without echoing the values that were given."""
+    problems = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        name = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        text = "unknown option" if problem["type"] == "extra_forbidden" else problem["msg"]
+        problems.append(f"{name}: {text}")
+    return "; ".join(problems)
+
+
+def resolve_model_path(model: str) -> Path:
+    """The folder that holds the model's files, so that the files that are hashed are the files that are
+    served.
+
+    A folder is taken as it is; a hub name is looked up in the Hugging Face cache and, unless HF_HUB_OFFLINE
+    is set, on the hub. Raises NotFoundError.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise NotFoundError(f"model folder {folder} has no config.json")
+        return folder.resolve()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model))
+    except Exception as error:
+        raise NotFoundError(
+            f"model {model!r} is neither a folder here nor available from the Hugging Face hub or its cache "
+            f"({type(error).__name__}); give the path of a model folder"
+        ) from error

@@ -1,0 +1,214 @@
+"""Start vLLM's AsyncLLM with the hooks, and know which adapters its worker attached.
+
+`EngineCore` is what both `TenSafeAsyncEngine` and the inference service are built on. It needs running
+attestors and coprocessors; it starts none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from tensorguard import errors
+from tensorguard.backends.vllm.config import (
+    ADDITIONAL_CONFIG_KEY,
+    AdapterConnection,
+    EngineOptions,
+    WorkerSettings,
+    check_engine_options,
+    resolve_model_path,
+)
+from tensorguard.errors import (
+    ConfigurationError,
+    InternalError,
+    NotFoundError,
+    TenSafeError,
+    UnavailableError,
+)
+
+log = structlog.get_logger(__name__)
+
+WORKER_CLASS = "tensorguard.backends.vllm.worker.HeLoraWorker"
+SCHEDULER_CLASS = "tensorguard.backends.vllm.failures.FailClosedScheduler"
+STATUS_SECONDS = 30.0
+GIB = 1 << 30
+
+# Set before vLLM is imported; what the environment already says wins, except where the hooks depend on it.
+ENVIRONMENT_DEFAULTS = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+ENVIRONMENT_REQUIRED = {
+    # The hooks know the V1 runner.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+}
+
+
+class EngineCore:
+    """A running vLLM engine and its attached adapters. Create it with `start` inside a running event loop."""
+
+    def __init__(
+        self, llm: Any, options: EngineOptions, adapters: Mapping[str, Any], model_path: Path
+    ) -> None:
+        self.llm = llm
+        self.options = options
+        self.adapters = adapters
+        """Name -> ServedAdapter."""
+        self.model_path = model_path
+        self._closed = False
+        atexit.register(self.shutdown)
+
+    @classmethod
+    async def start(
+        cls,
+        options: EngineOptions,
+        adapters: Sequence[AdapterConnection] = (),
+        *,
+        require_attestation: bool = True,
+        simulated_root_key: Path | None = None,
+        delta_timeout_seconds: float = 30.0,
+        worker_class: str = WORKER_CLASS,
+    ) -> EngineCore:
+        """Load the model, attach the adapters, and answer when both are done. Takes the time vLLM takes.
+
+        Raises the TenSafeError that kept an adapter from being attached (after shutting vLLM down),
+        NotFoundError for a model that is not there, InternalError where vLLM itself does not start.
+        """
+        check_engine_options(options, adapters=bool(adapters))
+        names = [adapter.name for adapter in adapters]
+        if len({*names, options.base_name}) != len(names) + 1:
+            raise ConfigurationError(
+                f"adapters need names of their own, other than the base model's {options.base_name!r}"
+            )
+        model_path = resolve_model_path(options.model)
+        arguments = engine_arguments(options, model_path)
+        if adapters:
+            settings = WorkerSettings(
+                model_path=model_path,
+                adapters=tuple(adapters),
+                require_attestation=require_attestation,
+                simulated_root_key=simulated_root_key,
+                delta_timeout_seconds=delta_timeout_seconds,
+            )
+            arguments |= {
+                "worker_cls": worker_class,
+                "scheduler_cls": SCHEDULER_CLASS,
+                "additional_config": {ADDITIONAL_CONFIG_KEY: settings.model_dump(mode="json")},
+            }
+        for name, value in ENVIRONMENT_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        os.environ.update(ENVIRONMENT_REQUIRED)
+        log.info("engine_starting", model=str(model_path), adapters=names)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        except Exception as error:
+            raise InternalError(f"vLLM did not start: {error}") from error
+        core = cls(llm, options, {}, model_path)
+        try:
+            core.adapters = await core._attached(names) if names else {}
+        except BaseException:
+            core.shutdown()
+            raise
+        log.info("engine_ready", model=options.base_name, adapters=names)
+        return core
+
+    async def _attached(self, names: Sequence[str]) -> dict[str, Any]:
+        from tensorguard.backends.vllm.routing import ServedAdapter
+
+        status = await self.status()
+        adapters = {
+            a["name"]: ServedAdapter(a["name"], a["digest"], a["sequence"]) for a in status["adapters"]
+        }
+        if sorted(adapters) != sorted(names):
+            raise InternalError(f"the worker attached {sorted(adapters)} instead of {sorted(names)}")
+        return adapters
+
+    async def status(self) -> dict[str, Any]:
+        """The worker's `tensafe_status`. Raises the worker's error, or UnavailableError if it does not
+        answer."""
+        try:
+            (status,) = await asyncio.wait_for(self.llm.collective_rpc("tensafe_status"), STATUS_SECONDS)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise UnavailableError(
+                f"the engine's worker did not answer within {STATUS_SECONDS:g} s"
+            ) from None
+        if status["error"] is not None:
+            raise restore_error(status["error"]["reason"], status["error"]["message"])
+        return status
+
+    def route(self, adapter: str | None) -> Any:
+        """The engine client (`ModelRoute`) that answers through `adapter`, or with the base model for
+        None."""
+        from tensorguard.backends.vllm.routing import ModelRoute
+
+        if adapter is None:
+            return ModelRoute(self.llm, None)
+        if adapter not in self.adapters:
+            raise NotFoundError(
+                f"there is no adapter {adapter!r} here; there are: {', '.join(self.adapters) or 'none'}"
+            )
+        return ModelRoute(self.llm, self.adapters[adapter])
+
+    @property
+    def failed(self) -> bool:
+        """Whether the engine's processes died."""
+        return bool(self.llm.errored)
+
+    def shutdown(self) -> None:
+        """Stop vLLM's processes. Safe to call again."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.shutdown)
+        self.llm.shutdown(timeout=5.0)
+
+
+def engine_arguments(options: EngineOptions, model_path: Path) -> dict[str, Any]:
+    """`options` as arguments of vLLM's AsyncEngineArgs."""
+    arguments: dict[str, Any] = {
+        "model": str(model_path),
+        "served_model_name": [options.base_name],
+        "dtype": options.dtype,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "seed": options.seed,
+        "enforce_eager": options.enforce_eager,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        # Failed requests must end before the next step is scheduled.
+        "async_scheduling": False,
+        "disable_log_stats": True,
+    }
+    optional = {
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "kv_cache_memory_bytes": _kv_cache_bytes(options),
+    }
+    return arguments | {name: value for name, value in optional.items() if value is not None}
+
+
+def _kv_cache_bytes(options: EngineOptions) -> int | None:
+    if options.kv_cache_gib is not None:
+        return int(options.kv_cache_gib * GIB)
+    import torch
+
+    # vLLM on a CPU would take a share of the whole machine's memory.
+    return None if torch.cuda.is_available() else GIB
+
+
+def restore_error(reason: str, message: str) -> TenSafeError:
+    """The error with this reason code, as it was raised in another process."""
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, TenSafeError) and kind.reason == reason:
+            return kind(message)
+    return InternalError(message)

@@ -1,0 +1,133 @@
+"""vLLM's worker with HE-LoRA hooks in its model.
+
+The worker process holds everything secret of the host's side: its attested identity, the CKKS secret keys
+and the ciphertext streams. In come endpoints, paths and public keys (`WorkerSettings`, through
+`additional_config`); out go tokens, the ids of requests that lack a delta, and the numbers of
+`tensafe_status`.
+
+An adapter that cannot be attached does not stop vLLM's own start-up, whose errors lose their type on the
+way out of the process: `tensafe_status` reports the error, the engine raises it and shuts down. Until then
+a request that names the adapter fails, since no source of deltas is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+import torch
+from vllm.platforms import current_platform
+from vllm.v1.outputs import ModelRunnerOutput
+
+from tensorguard.backends.vllm.config import ADDITIONAL_CONFIG_KEY, WorkerSettings
+from tensorguard.backends.vllm.connect import AttachedAdapters, attach_adapters
+from tensorguard.backends.vllm.failures import StepOutput
+from tensorguard.backends.vllm.hooks import ForwardPass
+from tensorguard.backends.vllm.install import install_hooks
+from tensorguard.backends.vllm.lifetime import exit_with_parent
+from tensorguard.backends.vllm.rows import adapter_of
+from tensorguard.errors import ConfigurationError, TenSafeError
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as BaseWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as BaseWorker
+
+log = structlog.get_logger(__name__)
+
+
+class HeLoraWorker(BaseWorker):
+    """A CPU or GPU worker (whichever this platform has) that serves adapters through their coprocessors."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        exit_with_parent()
+        self.tensafe_settings = WorkerSettings.model_validate(
+            self.vllm_config.additional_config[ADDITIONAL_CONFIG_KEY]
+        )
+        self.tensafe_adapters: AttachedAdapters | None = None
+        self.tensafe_error: TenSafeError | None = None
+        self.tensafe_hooks = 0
+        self.forward_pass: ForwardPass | None = None
+
+    def load_model(self, **kwargs: Any) -> None:
+        super().load_model(**kwargs)
+        attachments: Sequence[Any] = ()
+        try:
+            self.tensafe_adapters = self.attach()
+            attachments = self.tensafe_adapters.attachments
+            self.forward_pass = self._forward_pass({a.name: a.source for a in attachments})
+            self.tensafe_hooks = install_hooks(self.get_model(), attachments, self.forward_pass)
+        except TenSafeError as error:
+            self.tensafe_error = error
+            self.forward_pass = self._forward_pass({})
+        self._watch_forward_passes(self.forward_pass)
+
+    def attach(self) -> AttachedAdapters:
+        """Open a session to every adapter's coprocessor. Raises TenSafeError."""
+        return attach_adapters(self.tensafe_settings)
+
+    def _forward_pass(self, sources: dict[str, Any]) -> ForwardPass:
+        return ForwardPass(sources, self.device, self.tensafe_settings.delta_timeout_seconds)
+
+    def _watch_forward_passes(self, forward_pass: ForwardPass) -> None:
+        """Tell `forward_pass` before each real forward pass whose rows are in it (profiling does not pass
+        here)."""
+        runner = self.model_runner
+        forward = getattr(runner, "_model_forward", None)
+        if forward is None or not hasattr(runner, "input_batch"):
+            raise ConfigurationError(
+                f"{type(runner).__module__} is not a runner the hooks know; set VLLM_USE_V2_MODEL_RUNNER=0"
+            )
+
+        def model_forward(*args: Any, **kwargs: Any) -> Any:
+            batch = runner.input_batch
+            request_ids = batch.req_ids[: batch.num_reqs]
+            parameters = (runner.requests[request_id].sampling_params for request_id in request_ids)
+            adapters = [None if p is None else adapter_of(p.extra_args) for p in parameters]
+            forward_pass.start(request_ids, adapters, runner.query_start_loc.np)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                forward_pass.finish()
+
+        runner._model_forward = model_forward
+
+    @torch.inference_mode()
+    def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput:
+        output = super().sample_tokens(grammar_output)
+        failed = self.forward_pass.take_failed() if self.forward_pass is not None else frozenset()
+        if not failed:
+            return output
+        if not isinstance(output, ModelRunnerOutput):
+            raise RuntimeError(
+                f"cannot remove tokens from a {type(output).__name__}; async scheduling must be off"
+            )
+        return StepOutput.without(output, failed)
+
+    def tensafe_status(self) -> dict[str, Any]:
+        """Numbers and names for status pages, or the error that kept the adapters from being attached."""
+        if self.tensafe_error is not None:
+            return {"error": {"reason": self.tensafe_error.reason, "message": self.tensafe_error.message}}
+        assert self.tensafe_adapters is not None
+        assert self.forward_pass is not None
+        counters = self.forward_pass.counters
+        return {
+            "error": None,
+            "evidence_kind": self.tensafe_adapters.evidence_kind,
+            "hooked_layers": self.tensafe_hooks,
+            "forward_passes": counters.forward_passes,
+            "adapted_rows": counters.adapted_rows,
+            "hook_seconds": counters.hook_seconds,
+            "base_seconds": counters.base_seconds,
+            "calls": counters.calls,
+            "failed_calls": counters.failed_calls,
+            "adapters": self.tensafe_adapters.status(),
+        }
+
+    def shutdown(self) -> None:
+        if self.tensafe_adapters is not None:
+            self.tensafe_adapters.close()
+            self.tensafe_adapters = None
+        super().shutdown()
