@@ -1,0 +1,1 @@
+"""The coprocessor: opened adapters, evaluation on ciphertexts, token metering. No torch, no vLLM."""

@@ -1,0 +1,100 @@
+"""Opened adapters: encoded weights in memory, with the meter and lease they are served under."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from services.he_lora.metering import TokenMeter
+from tensorguard.ckks.parameters import ParameterSet
+from tensorguard.ckks.weights import EncodedGroup
+from tensorguard.errors import LeaseExpiredError, NotFoundError
+from tensorguard.evidence.workload import Workload
+from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServedAdapter:
+    """One adapter release."""
+
+    name: str
+    tenant: str
+    digest: str
+    """SHA-256 of the manifest, hex."""
+    sequence: int
+    base_model: str
+    parameters: ParameterSet
+    envelope: bytes = field(repr=False)
+    """Manifest and signatures, as the host receives them."""
+    basis: bytes = field(repr=False)
+    """Safetensors bytes of U."""
+    groups: Mapping[tuple[int, str], EncodedGroup] = field(repr=False)
+    meter: TokenMeter
+    workload: Workload
+    """The attested identity that the key was released to."""
+
+    def group(self, layer: int, group: str) -> EncodedGroup:
+        """Raises NotFoundError when the adapter has nothing for this group."""
+        try:
+            return self.groups[layer, group]
+        except KeyError:
+            raise NotFoundError("the adapter has no weights for this layer and group") from None
+
+    def summary(self) -> pb.Adapter:
+        """What anyone may know about it."""
+        return pb.Adapter(
+            name=self.name,
+            tenant=self.tenant,
+            digest=self.digest,
+            sequence=self.sequence,
+            lease_expires_at=self.meter.terms.expires_at,
+            tokens_left=self.meter.left,
+            parameter_set=self.parameters.name,
+            base_model=self.base_model,
+        )
+
+
+class AdapterStore:
+    """Adapters by name. Dropping one forgets its weights; evaluations that run finish."""
+
+    def __init__(self) -> None:
+        self._adapters: dict[str, ServedAdapter] = {}
+        self._lock = threading.Lock()
+        self._charged_before = 0
+
+    def put(self, adapter: ServedAdapter) -> None:
+        """Serve an adapter, in place of one of the same name."""
+        with self._lock:
+            old = self._adapters.get(adapter.name)
+            if old is not None:
+                self._charged_before += old.meter.total
+            self._adapters[adapter.name] = adapter
+
+    def get(self, name: str) -> ServedAdapter:
+        """Raises NotFoundError for an unknown adapter and LeaseExpiredError for one whose lease is over."""
+        with self._lock:
+            adapter = self._adapters.get(name)
+        if adapter is None:
+            raise NotFoundError("no such adapter is served here")
+        if adapter.meter.expired:
+            raise LeaseExpiredError("the lease on this adapter is over")
+        return adapter
+
+    def drop(self, name: str) -> None:
+        """Forget an adapter."""
+        with self._lock:
+            old = self._adapters.pop(name, None)
+            if old is not None:
+                self._charged_before += old.meter.total
+
+    def all(self) -> list[ServedAdapter]:
+        """The adapters, by name."""
+        with self._lock:
+            return [self._adapters[name] for name in sorted(self._adapters)]
+
+    @property
+    def tokens_charged(self) -> int:
+        """Tokens charged since start, over all adapters."""
+        with self._lock:
+            return self._charged_before + sum(adapter.meter.total for adapter in self._adapters.values())

@@ -1,0 +1,99 @@
+"""One frame in, one frame out: checks, metering, evaluation. Every failure looks the same from outside."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+import structlog
+
+from services.he_lora.adapters import AdapterStore
+from services.he_lora.sessions import Session
+from tensorguard.errors import InvalidInputError, TenSafeError
+from tensorguard.observability.logging import frames_of
+from tensorguard.observability.metrics import HE_OP_LATENCY
+from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
+from tensorguard.session import frames
+
+log = structlog.get_logger(__name__)
+
+_FORWARD_PASS = HE_OP_LATENCY.labels("forward_pass")
+
+
+class Evaluation:
+    """Answers request frames of all sessions. Thread-safe; numba kernels release the interpreter lock."""
+
+    def __init__(self, store: AdapterStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._totals: Counter[str] = Counter()
+
+    def answer(self, session: Session, message: bytes) -> bytes:
+        """A response frame, or the one failure frame there is; the cause is logged here, without values."""
+        started = time.perf_counter_ns()
+        try:
+            response = self._evaluate(session, message, started)
+        except Exception as error:
+            request_id = frames.request_id_of(message)
+            if isinstance(error, TenSafeError):
+                log.warning("evaluation refused", reason=error.reason, cause=error.message)
+            else:
+                log.error("evaluation failed", error_type=type(error).__name__, frames=frames_of(error))
+            if request_id is None:
+                raise InvalidInputError("not a request frame") from None  # ends the stream
+            return frames.write_failure(request_id)
+        answer = frames.write_response(response)
+        _FORWARD_PASS.observe(response.evaluate_ns / 1e6)
+        self._count(response, len(message), len(answer))
+        return answer
+
+    def _evaluate(self, session: Session, message: bytes, started: int) -> frames.EvaluationResponse:
+        request = frames.read_request(message, session.parameters)
+        if request.request_id <= session.last_request:
+            raise InvalidInputError("a request id was used before: requests are never repeated")
+        session.last_request = request.request_id
+        adapter = self._store.get(session.adapter(request.adapter_handle))
+        group = adapter.group(request.layer, request.group)
+        evaluator = session.key(request.key_number)
+        if request.plan not in group.plans:
+            raise InvalidInputError("the plan was not compiled into the package for this group")
+        if len(request.ids) != request.plan.uploads(request.tokens, group.d_in):
+            raise InvalidInputError("the number of ciphertexts does not fit the plan")
+        adapter.meter.charge(request.layer, request.group, request.tokens)
+        before = evaluator.counters
+        earlier = (before.transforms, before.products, before.additions)
+        rerandomised, switched = before.rerandomisations, before.modulus_switches
+        rows = evaluator.evaluate(group, request.plan, request.tokens, request.ids, request.seeds, request.b)
+        after = evaluator.counters
+        return frames.EvaluationResponse(
+            request_id=request.request_id,
+            c1=rows.c1,
+            c0=rows.c0,
+            evaluate_ns=time.perf_counter_ns() - started,
+            counts=frames.OperationCounts(
+                ntt=after.transforms - earlier[0],
+                products=after.products - earlier[1],
+                additions=after.additions - earlier[2],
+                rerandomisations=after.rerandomisations - rerandomised,
+                modulus_switches=after.modulus_switches - switched,
+            ),
+        )
+
+    def _count(self, response: frames.EvaluationResponse, received: int, sent: int) -> None:
+        counts = response.counts
+        with self._lock:
+            self._totals.update(
+                ntt=counts.ntt,
+                products=counts.products,
+                additions=counts.additions,
+                rerandomisations=counts.rerandomisations,
+                modulus_switches=counts.modulus_switches,
+                bytes_received=received,
+                bytes_sent=sent,
+            )
+
+    def totals(self) -> pb.OperationCounts:
+        """Operations and charged tokens since start."""
+        with self._lock:
+            return pb.OperationCounts(tokens=self._store.tokens_charged, **self._totals)

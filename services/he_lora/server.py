@@ -1,0 +1,107 @@
+"""Puts a coprocessor together from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from services.he_lora.adapters import AdapterStore
+from services.he_lora.evaluation import Evaluation
+from services.he_lora.leases import LeaseKeeper
+from services.he_lora.loading import PackageOpener
+from services.he_lora.servicer import HeLoraServicer
+from services.he_lora.sessions import SessionRegistry
+from services.he_lora.settings import PREFIX, HeLoraSettings
+from tensorguard.crypto.signatures import VerifyingKeys
+from tensorguard.errors import ConfigurationError
+from tensorguard.evidence.client import AttestorClient
+from tensorguard.evidence.identity import WorkloadIdentity
+from tensorguard.evidence.platform import Platform
+from tensorguard.evidence.simulated.collector import SimulatedPlatform
+from tensorguard.observability.metrics import serve_metrics
+from tensorguard.rpc.server import Server, ServerOptions, build_server
+
+log = structlog.get_logger(__name__)
+
+_SPARE_WORKERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Coprocessor:
+    """A coprocessor that is bound to its address and not started yet."""
+
+    server: Server
+    keepers: tuple[LeaseKeeper, ...]
+    client: AttestorClient
+    stop_metrics: Callable[[], None]
+
+    def start(self) -> None:
+        """Serve, and keep the leases."""
+        for keeper in self.keepers:
+            keeper.start()
+        self.server.start()
+
+    def close(self) -> None:
+        """Report the tokens used and release everything; call after the server has stopped."""
+        for keeper in self.keepers:
+            keeper.stop()
+        self.stop_metrics()
+        self.client.close()
+
+
+def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
+    """Attest, open every package, bind the port. Raises the TenSafe error that says what is wrong."""
+    client = AttestorClient(settings.attestor, thumbprint=settings.attestor_thumbprint)
+    if settings.attestor_thumbprint is None:
+        log.warning("attestor key not pinned: set attestor_thumbprint", attestor=settings.attestor)
+    platform = _platform(settings)
+    if platform.kind.value == "simulated":
+        log.warning("SIMULATED EVIDENCE: no hardware vouches for this coprocessor")
+    opener = PackageOpener(
+        client=client,
+        identity=WorkloadIdentity.generate(),
+        platform=platform,
+        tenant=settings.tenant,
+        publishers=[VerifyingKeys.read(path) for path in settings.publisher_keys],
+        tokens_per_lease=settings.tokens_per_lease,
+        privacy_bound_log2=settings.privacy_bound_log2,
+    )
+    store, keepers = AdapterStore(), []
+    for path in settings.packages:
+        adapter = opener.open(path)
+        if adapter.name in {known.name for known in store.all()}:
+            raise ConfigurationError(f"{path}: package {adapter.name} is given twice")
+        store.put(adapter)
+        keepers.append(LeaseKeeper(store, adapter, partial(opener.open, path), settings.tokens_per_lease))
+    registry = SessionRegistry(
+        settings.max_sessions, settings.session_idle_seconds, settings.session_life_seconds
+    )
+    servicer = HeLoraServicer(store.all()[0].workload, store, registry, Evaluation(store))
+    server = build_server(
+        [servicer.service()],
+        ServerOptions(
+            settings.listen,
+            workers=settings.max_sessions + _SPARE_WORKERS,
+            reflection=settings.reflection,
+            listen_option=f"--listen or {PREFIX}LISTEN",
+            plaintext_network=settings.plaintext_network,
+        ),
+    )
+    stop_metrics = serve_metrics(settings.metrics_listen) if settings.metrics_listen else _nothing
+    return Coprocessor(server, tuple(keepers), client, stop_metrics)
+
+
+def _platform(settings: HeLoraSettings) -> Platform:
+    if settings.simulated_root_key is None:
+        raise ConfigurationError(
+            "this machine has no TEE that this version knows: set --simulated-root-key "
+            f"({PREFIX}SIMULATED_ROOT_KEY) to attest with simulated evidence, if the policy permits it"
+        )
+    return SimulatedPlatform(settings.simulated_root_key)
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,183 @@
+"""The gRPC face of the coprocessor. Authentication is by attested keys; see docs/protocol-session.md."""
+
+# ruff: noqa: N802 - gRPC names the methods
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import structlog
+
+from services.he_lora.adapters import AdapterStore
+from services.he_lora.evaluation import Evaluation
+from services.he_lora.sessions import Session, SessionRegistry
+from tensorguard import __version__
+from tensorguard.ckks.evaluator import Evaluator
+from tensorguard.ckks.parameters import get_parameter_set
+from tensorguard.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    InvalidInputError,
+    NotFoundError,
+    PermissionDeniedError,
+)
+from tensorguard.evidence.claims import Role
+from tensorguard.evidence.workload import Workload
+from tensorguard.observability.metrics import HE_BYTES
+from tensorguard.rpc.authorisation import ATTESTED, PUBLIC, SESSION
+from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
+from tensorguard.rpc.server import Codec, Service
+from tensorguard.session import frames
+from tensorguard.session.stream import SESSION_KEY
+from tensorguard.session.transcript import NONCE_BYTES, SESSION_ID_BYTES, SessionTranscript, join_basis
+
+log = structlog.get_logger(__name__)
+
+RULES = {
+    "ListAdapters": PUBLIC,
+    "GetStatus": PUBLIC,
+    "BeginSession": ATTESTED,
+    "CompleteSession": SESSION,
+    "AttachAdapter": SESSION,
+    "Evaluate": SESSION,
+    "CloseSession": SESSION,
+}
+
+
+class HeLoraServicer:
+    """Implements HeLoraService for the adapters of one tenant."""
+
+    def __init__(
+        self, workload: Workload, store: AdapterStore, registry: SessionRegistry, evaluation: Evaluation
+    ) -> None:
+        self._workload = workload
+        self._store = store
+        self._registry = registry
+        self._evaluation = evaluation
+
+    def service(self) -> Service:
+        """Servicer, authorisation table and the hot path's raw codec, for the server factory."""
+        codec = Codec(parse_request=frames.identity, serialise_response=frames.identity)
+        return Service(
+            pb.DESCRIPTOR.services_by_name["HeLoraService"], self, RULES, codecs={"Evaluate": codec}
+        )
+
+    def ListAdapters(self, request: pb.ListAdaptersRequest, context: Any) -> pb.ListAdaptersResponse:
+        """Names, leases and budgets. No secrets."""
+        return pb.ListAdaptersResponse(adapters=[adapter.summary() for adapter in self._store.all()])
+
+    def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
+        """Version, evidence kind and operation counts."""
+        return pb.GetStatusResponse(
+            version=__version__,
+            backend="cpu",
+            evidence_kind=self._workload.evidence_kind.value,
+            sessions=len(self._registry),
+            operations=self._evaluation.totals(),
+        )
+
+    def BeginSession(self, request: pb.BeginSessionRequest, context: Any) -> pb.BeginSessionResponse:
+        """Checks the host's token; its possession of the attested key is proven by CompleteSession."""
+        tenant = self._workload.tenant
+        if request.tenant != tenant:
+            raise PermissionDeniedError("this coprocessor serves another tenant; check the configured tenant")
+        if len(request.host_nonce) != NONCE_BYTES:
+            raise InvalidInputError(f"the nonce must have {NONCE_BYTES} bytes")
+        try:
+            parameters = get_parameter_set(request.parameter_set)
+        except ConfigurationError as error:
+            raise InvalidInputError(error.message) from None
+        host = self._workload.client.verifier().verify(request.host_token, role=Role.INFERENCE, tenant=tenant)
+        if host.identity == self._workload.identity.public:
+            raise AuthenticationError("a workload cannot open a session with itself")
+        transcript = SessionTranscript(
+            tenant=tenant,
+            parameter_set=parameters.name,
+            session_id=os.urandom(SESSION_ID_BYTES),
+            host_nonce=request.host_nonce,
+            coprocessor_nonce=os.urandom(NONCE_BYTES),
+            host_token=request.host_token,
+            coprocessor_token=self._workload.token(),
+        )
+        now = self._registry.clock()
+        self._registry.add(Session(transcript, parameters, host, opened_at=now, used_at=now))
+        return pb.BeginSessionResponse(
+            session_id=transcript.session_id,
+            coprocessor_nonce=transcript.coprocessor_nonce,
+            coprocessor_token=transcript.coprocessor_token,
+            signature=self._workload.identity.sign(transcript.coprocessor_statement()),
+        )
+
+    def CompleteSession(self, request: pb.CompleteSessionRequest, context: Any) -> pb.CompleteSessionResponse:
+        """Takes the host's next CKKS public key, signed under the key its token names."""
+        session = self._registry.get(request.session_id, completed=False)
+        parameters, transcript, number = session.parameters, session.transcript, request.key_number
+        shape = (len(parameters.primes), parameters.degree)
+        if len(request.public_key) != 4 * shape[0] * shape[1]:
+            raise InvalidInputError(f"the public key must have {4 * shape[0] * shape[1]} bytes")
+        session.host.identity.verify(
+            request.signature, transcript.host_key_statement(number, request.public_key)
+        )
+        pk0 = np.frombuffer(request.public_key, "<u4").reshape(shape)
+        session.add_key(
+            number, Evaluator(parameters, pk0, transcript.pk1_seed(number), transcript.session_id)
+        )
+        if number == 0:
+            log.info(
+                "session opened", evidence=session.host.kind.value, host=session.host.identity.thumbprint
+            )
+        return pb.CompleteSessionResponse()
+
+    def AttachAdapter(self, request: pb.AttachAdapterRequest, context: Any) -> pb.AttachAdapterResponse:
+        """The manifest in the clear and the basis sealed to the host's attested key."""
+        session = self._registry.get(request.session_id)
+        adapter = self._store.get(request.adapter)
+        if adapter.parameters != session.parameters:
+            raise InvalidInputError(
+                f"adapter {adapter.name} needs parameter set {adapter.parameters.name}, not "
+                f"{session.parameters.name}: open a session with that one"
+            )
+        transcript = session.transcript
+        signature = self._workload.identity.sign(
+            transcript.basis_statement(adapter.name, adapter.digest, adapter.basis)
+        )
+        sealed = session.host.identity.seal(
+            join_basis(signature, adapter.basis), transcript.basis_info(adapter.name, adapter.digest)
+        )
+        return pb.AttachAdapterResponse(
+            manifest_envelope=adapter.envelope,
+            sealed_basis=sealed,
+            adapter_handle=session.attach(adapter.name),
+        )
+
+    def Evaluate(self, request_iterator: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        """One frame in, one frame out, in order, in this stream's thread."""
+        metadata: dict[str, Any] = dict(context.invocation_metadata())
+        session_id = metadata.get(SESSION_KEY, b"")
+        session = self._registry.get(session_id if isinstance(session_id, bytes) else b"")
+        with session.lock:
+            if session.streaming:
+                raise PermissionDeniedError("this session has its stream already: open another session")
+            session.streaming = True
+        try:
+            for message in request_iterator:
+                if not self._registry.alive(session):
+                    raise NotFoundError("the session has expired: begin a new one")
+                HE_BYTES.labels("received").inc(len(message))
+                answer = self._evaluation.answer(session, message)
+                HE_BYTES.labels("sent").inc(len(answer))
+                yield answer
+        except grpc.RpcError:
+            return  # the host went away
+        finally:
+            # A session whose stream ended is over: its request and ciphertext counters must not be continued.
+            self._registry.remove(session_id)
+
+    def CloseSession(self, request: pb.CloseSessionRequest, context: Any) -> pb.CloseSessionResponse:
+        """Forget the session and its keys."""
+        self._registry.remove(request.session_id)
+        return pb.CloseSessionResponse()

@@ -1,0 +1,138 @@
+"""Open sessions: who the host is, which CKKS public keys it announced, which adapters it attached."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tensorguard.ckks.evaluator import Evaluator
+from tensorguard.ckks.parameters import ParameterSet
+from tensorguard.errors import InvalidInputError, NotFoundError, UnavailableError
+from tensorguard.evidence.result import AttestationResult
+from tensorguard.session.transcript import SessionTranscript
+
+PENDING_SECONDS = 30.0
+"""How long a session may stay without a public key."""
+KEPT_KEYS = 2
+"""Requests under the previous key may still be on their way when the next one is announced."""
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One inference host. Evaluation runs in the thread of its one stream; the lock guards the rest."""
+
+    transcript: SessionTranscript
+    parameters: ParameterSet
+    host: AttestationResult
+    opened_at: float
+    used_at: float
+    keys: dict[int, Evaluator] = field(default_factory=dict)
+    next_key: int = 0
+    handles: list[str] = field(default_factory=list)
+    streaming: bool = False
+    last_request: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add_key(self, number: int, evaluator: Evaluator) -> None:
+        """Take the next public key; the oldest kept one goes."""
+        with self.lock:
+            if number != self.next_key:
+                raise InvalidInputError(f"the next key number of this session is {self.next_key}")
+            self.keys[number] = evaluator
+            self.next_key += 1
+            for old in [known for known in self.keys if known <= number - KEPT_KEYS]:
+                del self.keys[old]
+
+    def key(self, number: int) -> Evaluator:
+        """The evaluator of an announced key."""
+        with self.lock:
+            evaluator = self.keys.get(number)
+        if evaluator is None:
+            raise NotFoundError("no such key in this session")
+        return evaluator
+
+    def attach(self, adapter: str) -> int:
+        """The handle of an adapter in this session's frames; the same one when attached again."""
+        with self.lock:
+            if adapter not in self.handles:
+                self.handles.append(adapter)
+            return self.handles.index(adapter)
+
+    def adapter(self, handle: int) -> str:
+        """The adapter of a handle."""
+        with self.lock:
+            if handle >= len(self.handles):
+                raise NotFoundError("no adapter is attached under this handle")
+            return self.handles[handle]
+
+
+class SessionRegistry:
+    """Bounded number of sessions; idle, old and never completed ones expire."""
+
+    def __init__(
+        self,
+        limit: int,
+        idle_seconds: float,
+        life_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limit = limit
+        self._idle = idle_seconds
+        self._life = life_seconds
+        self.clock = clock
+        self._sessions: dict[bytes, Session] = {}
+        self._lock = threading.Lock()
+
+    def add(self, session: Session) -> None:
+        """Raises UnavailableError when all places are taken by living sessions."""
+        with self._lock:
+            self._drop_expired()
+            if len(self._sessions) >= self._limit:
+                raise UnavailableError(
+                    f"all {self._limit} sessions are in use: close one or raise max_sessions"
+                )
+            self._sessions[session.transcript.session_id] = session
+
+    def get(self, session_id: bytes, *, completed: bool = True) -> Session:
+        """A living session. Raises NotFoundError: begin a new one."""
+        with self._lock:
+            session = self._sessions.get(session_id)
+            if session is None or self._expired(session):
+                self._sessions.pop(session_id, None)
+                raise NotFoundError("no such session (it may have expired): begin a new one")
+            if completed and not session.keys:
+                raise NotFoundError("the session has no public key yet: complete it first")
+            session.used_at = self.clock()
+            return session
+
+    def remove(self, session_id: bytes) -> None:
+        """Forget a session and its keys."""
+        with self._lock:
+            self._sessions.pop(session_id, None)
+
+    def __len__(self) -> int:
+        with self._lock:
+            self._drop_expired()
+            return len(self._sessions)
+
+    def alive(self, session: Session) -> bool:
+        """Whether the session may go on; marks it as used."""
+        with self._lock:
+            present = self._sessions.get(session.transcript.session_id) is session
+            if present and self._expired(session):
+                del self._sessions[session.transcript.session_id]
+                return False
+            session.used_at = self.clock()
+            return present
+
+    def _expired(self, session: Session) -> bool:
+        now = self.clock()
+        if not session.keys:
+            return now - session.opened_at > PENDING_SECONDS
+        return now - session.opened_at > self._life or now - session.used_at > self._idle
+
+    def _drop_expired(self) -> None:
+        for session_id in [name for name, session in self._sessions.items() if self._expired(session)]:
+            del self._sessions[session_id]

@@ -1,0 +1,391 @@
+"""The inference host's session with one coprocessor. Synchronous, numpy only; used by the vLLM hooks.
+
+Opening and attaching raise typed errors that say what to change. Once a session is open, every failure of a
+delta is one `DeltaUnavailableError` with one text, whatever happened: failures that differ would tell a
+cheating coprocessor about the key. The cause goes to the log, without values.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from tensorguard.ckks.host import HostSession
+from tensorguard.ckks.messages import EncryptedActivations, EvaluatedRows
+from tensorguard.ckks.parameters import DEFAULT_PARAMETER_SET, ParameterSet, get_parameter_set
+from tensorguard.ckks.plan import select_plan
+from tensorguard.crypto.signatures import VerifyingKeys
+from tensorguard.errors import (
+    DeltaUnavailableError,
+    InvalidInputError,
+    PackageTamperedError,
+    TenSafeError,
+    UnavailableError,
+)
+from tensorguard.evidence.workload import Workload
+from tensorguard.observability.logging import frames_of
+from tensorguard.session import frames
+from tensorguard.session.adapter import AttachedAdapter, GroupShape, open_adapter
+from tensorguard.session.handshake import HostHandshake
+from tensorguard.session.stats import SessionStats
+from tensorguard.session.stream import EvaluationStream, Reply
+
+log = structlog.get_logger(__name__)
+
+_NO_DELTA = "delta unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """Limits and times of a session.
+
+    tokens_per_key: a CKKS key is replaced before more rows than this have passed through any one group of any
+    one adapter under it. A coprocessor that forges responses and sees what the model then says learns at most
+    a bit or so about the key per generated token; the ternary key has 6,492 bits of entropy, so a key that
+    serves 2,048 rows (256 tokens for each of eight sequences in flight) is gone long before it could be
+    found. Rotation takes a few milliseconds, between calls.
+    frame_bytes: requests are cut into frames of about this size, so that the coprocessor starts before all is
+    sent.
+    reattest_seconds: an older session is replaced, with fresh evidence, when nothing is in flight.
+    """
+
+    connect_seconds: float = 5.0
+    reply_seconds: float = 30.0
+    tokens_per_key: int = 2048
+    frame_bytes: int = 1 << 20
+    reattest_seconds: float = 1800.0
+    first_backoff_seconds: float = 0.25
+    longest_backoff_seconds: float = 8.0
+
+
+@dataclass(slots=True, eq=False)
+class _Key:
+    number: int
+    host: HostSession
+    used: Counter[tuple[str, int, str]] = field(default_factory=Counter)
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """Everything that dies together: one handshake, one stream, the current key, the adapters' handles."""
+
+    handshake: HostHandshake
+    stream: EvaluationStream
+    key: _Key
+    handles: dict[str, int]
+    keys: list[_Key]
+    alive: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    encrypted: EncryptedActivations
+    key: HostSession
+    reply: Reply
+
+
+class PendingDelta:
+    """A delta on its way. `wait` may be called once."""
+
+    __slots__ = ("_link", "_parts", "_session", "_shape")
+
+    def __init__(
+        self,
+        session: CoprocessorSession,
+        link: _Link | None,
+        shape: GroupShape | None,
+        parts: Sequence[_Part],
+    ) -> None:
+        self._session, self._link, self._shape, self._parts = session, link, shape, parts
+
+    def wait(self, timeout: float | None = None) -> npt.NDArray[np.float64]:
+        """z = A'x, float64 [T, rows] (rows of the group's projections, stacked as the manifest says).
+
+        Raises DeltaUnavailableError, and nothing else, when it cannot be had.
+        """
+        return self._session._finish(self._link, self._shape, self._parts, timeout)
+
+
+class CoprocessorSession:
+    """See the module. Safe for several threads; frames are sent in the order of `begin`."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        workload: Workload,
+        parameters: ParameterSet,
+        verify_keys: Sequence[VerifyingKeys],
+        options: SessionOptions,
+    ) -> None:
+        """Use `open`."""
+        self.endpoint = endpoint
+        self.stats = SessionStats()
+        self._workload = workload
+        self._parameters = parameters
+        self._verify_keys = tuple(verify_keys)
+        self._options = options
+        self._adapters: dict[str, AttachedAdapter] = {}
+        self._lock = threading.RLock()
+        self._link: _Link | None = None
+        self._closed = False
+        self._retry_at = 0.0
+        self._backoff = options.first_backoff_seconds
+
+    @classmethod
+    def open(
+        cls,
+        endpoint: str,
+        workload: Workload,
+        *,
+        parameter_set: str = DEFAULT_PARAMETER_SET,
+        verify_keys: Sequence[VerifyingKeys] = (),
+        options: SessionOptions | None = None,
+    ) -> CoprocessorSession:
+        """Attest as `workload` (role inference), connect to the coprocessor and agree on a key.
+
+        `verify_keys`: publishers whose packages may be attached; empty accepts what the attested coprocessor
+        serves. Raises UnavailableError, EvidenceRefusedError, TokenError, PermissionDeniedError,
+        AuthenticationError, ConfigurationError.
+        """
+        session = cls(
+            endpoint, workload, get_parameter_set(parameter_set), verify_keys, options or SessionOptions()
+        )
+        with session._lock:
+            session._link = session._connect()
+        return session
+
+    @property
+    def evidence_kind(self) -> str:
+        """Kind of the coprocessor's evidence: "simulated" or a hardware kind; empty while disconnected."""
+        with self._lock:
+            return self._link.handshake.peer.kind.value if self._link else ""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether `begin` can be answered as far as is known."""
+        with self._lock:
+            return self._link is not None and self._link.alive
+
+    def attach(self, adapter: str) -> AttachedAdapter:
+        """Fetch an adapter's manifest and basis. Raises NotFoundError, PackageError, AuthenticationError, ..."""
+        with self._lock:
+            link = self._link
+            if link is None or not link.alive:
+                raise UnavailableError(f"the session with {self.endpoint} is not open")
+            attached = self._attach(link.handshake, link.handles, adapter)
+            self._adapters[adapter] = attached
+            return attached
+
+    def begin(
+        self, adapter: str | AttachedAdapter, layer: int, group: str, x: npt.NDArray[np.floating]
+    ) -> PendingDelta:
+        """Encrypt activations [T, d_in] for one group of one layer and send them. Never raises: `wait` does."""
+        name = adapter if isinstance(adapter, str) else adapter.name
+        with self._lock:
+            link = self._link
+            if link is None or not link.alive:
+                return PendingDelta(self, None, None, ())
+            try:
+                shape = self._adapters[name].shape(layer, group)
+                if x.ndim != 2 or x.shape[1] != shape.d_in or not len(x):
+                    raise InvalidInputError(f"{group} of layer {layer} takes activations [T, {shape.d_in}]")
+                return PendingDelta(self, link, shape, self._send(link, name, shape, x))
+            except InvalidInputError as error:
+                # Also what encryption says of NaN and infinity: nothing was sent, the session is as before.
+                self._log("delta refused", error, layer=layer, group=group)
+            except Exception as error:
+                self._break(link, error)
+            return PendingDelta(self, None, None, ())
+
+    def ensure_open(self) -> None:
+        """Open the session again if it broke or its evidence is old; call between requests.
+
+        Returns at once while the session is good. After a failed attempt the next one is made no earlier than
+        the backoff allows (0.25 s, doubling to 8 s). Raises DeltaUnavailableError when there is no session.
+        """
+        with self._lock:
+            if self._closed:
+                raise DeltaUnavailableError(_NO_DELTA)
+            link = self._link
+            if link is not None and link.alive:
+                old = link.handshake.age_seconds > self._options.reattest_seconds
+                if not old or link.stream.pending:
+                    return
+            if time.monotonic() < self._retry_at:
+                raise DeltaUnavailableError(_NO_DELTA)
+            try:
+                fresh = self._connect()
+            except Exception as error:
+                self._retry_at = time.monotonic() + self._backoff
+                self._backoff = min(2 * self._backoff, self._options.longest_backoff_seconds)
+                self._log("session not opened", error, retry_seconds=round(self._backoff, 2))
+                if link is not None and link.alive:
+                    return  # the old one still serves
+                raise DeltaUnavailableError(_NO_DELTA) from None
+            self._link = fresh
+            self._backoff = self._options.first_backoff_seconds
+            if link is not None:
+                self._discard(link)
+            log.info("session opened", endpoint=self.endpoint, evidence=fresh.handshake.peer.kind.value)
+
+    def close(self) -> None:
+        """End the session and destroy its keys. Waiting deltas fail."""
+        with self._lock:
+            self._closed = True
+            link, self._link = self._link, None
+        if link is not None:
+            self._discard(link)
+
+    def __enter__(self) -> CoprocessorSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _connect(self) -> _Link:
+        handshake = HostHandshake.begin(
+            self.endpoint, self._workload, self._parameters, self._options.connect_seconds
+        )
+        try:
+            key = _Key(*handshake.announce_key())
+            handles: dict[str, int] = {}
+            for name, known in self._adapters.items():
+                again = self._attach(handshake, handles, name)
+                if again.digest != known.digest:
+                    raise PackageTamperedError(
+                        f"the coprocessor now serves another release of {name}: restart to attach it"
+                    )
+        except BaseException:
+            handshake.end()
+            raise
+        stream = EvaluationStream(handshake.channel, handshake.transcript.session_id, self._parameters)
+        link = _Link(handshake, stream, key, handles, [key])
+        stream.start(lambda cause: self._break(link, cause))
+        return link
+
+    def _attach(self, handshake: HostHandshake, handles: dict[str, int], name: str) -> AttachedAdapter:
+        handle, envelope, sealed = handshake.attach(name)
+        attached = open_adapter(handshake, name, envelope, sealed, self._verify_keys)
+        handles[name] = handle
+        return attached
+
+    def _send(self, link: _Link, name: str, shape: GroupShape, x: npt.NDArray[np.floating]) -> list[_Part]:
+        key = self._key_for(link, name, shape, len(x))
+        plan = select_plan(shape.plans, self._parameters, len(x), shape.d_in, shape.rows)
+        bytes_per_chunk = plan.blocks(shape.d_in) * self._parameters.degree * 4 * len(self._parameters.primes)
+        step = max(1, self._options.frame_bytes // bytes_per_chunk) * plan.tokens
+        parts, sent, seconds = [], link.stream.bytes_sent, 0.0
+        for start in range(0, len(x), step):
+            rows = x[start : start + step]
+            started = time.perf_counter()
+            part_plan = (
+                plan
+                if len(rows) == step
+                else select_plan(shape.plans, self._parameters, len(rows), shape.d_in, shape.rows)
+            )
+            encrypted = key.host.encrypt(rows, part_plan, shape.norm_bound)
+            seconds += time.perf_counter() - started
+
+            def build(request_id: int, encrypted: EncryptedActivations = encrypted) -> bytes:
+                return frames.write_request(
+                    frames.EvaluationRequest(
+                        request_id=request_id,
+                        adapter_handle=link.handles[name],
+                        layer=shape.layer,
+                        group=shape.group,
+                        plan=encrypted.plan,
+                        tokens=encrypted.tokens,
+                        key_number=key.number,
+                        ids=encrypted.ids,
+                        seeds=encrypted.seeds,
+                        b=encrypted.b,
+                    )
+                )
+
+            parts.append(_Part(encrypted, key.host, link.stream.submit(build)))
+        self.stats.add(
+            calls=1, tokens=len(x), encrypt_seconds=seconds, bytes_up=link.stream.bytes_sent - sent
+        )
+        return parts
+
+    def _key_for(self, link: _Link, name: str, shape: GroupShape, tokens: int) -> _Key:
+        """The current key, after replacing it when these tokens would exceed its bound."""
+        group = (name, shape.layer, shape.group)
+        if link.key.used[group] and link.key.used[group] + tokens > self._options.tokens_per_key:
+            link.key = _Key(*link.handshake.announce_key())
+            # Requests in flight keep the previous key alive; older ones are done or lost.
+            for old in link.keys[:-1]:
+                old.host.close()
+            link.keys = [link.keys[-1], link.key]
+        link.key.used[group] += tokens
+        return link.key
+
+    def _finish(
+        self, link: _Link | None, shape: GroupShape | None, parts: Sequence[_Part], timeout: float | None
+    ) -> npt.NDArray[np.float64]:
+        if link is None or shape is None:
+            self.stats.add(failures=1)
+            raise DeltaUnavailableError(_NO_DELTA)
+        deadline = time.monotonic() + (self._options.reply_seconds if timeout is None else timeout)
+        results = []
+        try:
+            for part in parts:
+                started = time.perf_counter()
+                response = part.reply.result(deadline - time.monotonic())
+                received = time.perf_counter()
+                if response is None:
+                    raise DeltaUnavailableError(_NO_DELTA)
+                rows = EvaluatedRows(c1=response.c1, c0=response.c0)
+                results.append(part.key.decrypt(part.encrypted, rows, shape.rows, shape.row_scales))
+                self.stats.count(response.counts)
+                self.stats.add(
+                    wait_seconds=received - started,
+                    decrypt_seconds=time.perf_counter() - received,
+                    evaluate_seconds=response.evaluate_ns / 1e9,
+                    bytes_down=response.c1.nbytes + response.c0.nbytes,
+                )
+        except DeltaUnavailableError:
+            self.stats.add(failures=1)
+            raise
+        except queue.Empty:
+            self.stats.add(failures=1)
+            self._break(link, UnavailableError("no response in time"))
+            raise DeltaUnavailableError(_NO_DELTA) from None
+        except Exception as error:
+            # A response that does not fit: the key is destroyed and never used again.
+            self.stats.add(failures=1)
+            self._break(link, error)
+            raise DeltaUnavailableError(_NO_DELTA) from None
+        return results[0] if len(results) == 1 else np.concatenate(results)
+
+    def _break(self, link: _Link, cause: BaseException) -> None:
+        """Destroy a link's keys and stream. Called by whoever first sees that something is wrong."""
+        with self._lock:
+            if not link.alive:
+                return
+            link.alive = False
+        self._log("session broken", cause)
+        self._discard(link)
+
+    def _discard(self, link: _Link) -> None:
+        link.alive = False
+        for key in link.keys:
+            key.host.close()
+        link.stream.close()
+        # Telling the coprocessor may take a moment, and the reader thread may be the caller.
+        threading.Thread(target=link.handshake.end, name="he-lora-close", daemon=True).start()
+
+    def _log(self, event: str, cause: BaseException, **fields: object) -> None:
+        reason = cause.reason if isinstance(cause, TenSafeError) else type(cause).__name__
+        log.warning(event, endpoint=self.endpoint, reason=reason, frames=frames_of(cause), **fields)
+
+
+__all__ = ["AttachedAdapter", "CoprocessorSession", "PendingDelta", "SessionOptions"]

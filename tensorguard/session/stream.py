@@ -1,0 +1,137 @@
+"""The host's end of the evaluation stream: one long-lived bidirectional call and one reader thread.
+
+A request costs three thread hand-overs: to gRPC's sending thread, from gRPC to the reader, and to the thread
+that waits. Measured on loopback, a 0.4 MB request and a 0.1 MB response take about 0.8 ms, nearly all of it
+inside gRPC; which primitive the waiting thread sleeps on makes no difference that can be measured.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from tensorguard.ckks.parameters import ParameterSet
+from tensorguard.errors import TenSafeError, UnavailableError
+from tensorguard.rpc.status import from_rpc_error
+from tensorguard.session import frames
+
+SESSION_KEY = "tensafe-session-bin"
+"""Metadata key that carries the session id of an evaluation stream."""
+EVALUATE = "/tensafe.he_lora.v1.HeLoraService/Evaluate"
+_MOST_PENDING = 4096
+
+
+class Reply:
+    """One awaited response. `result` may be called once."""
+
+    __slots__ = ("_box",)
+
+    def __init__(self) -> None:
+        self._box: queue.SimpleQueue[frames.EvaluationResponse | None] = queue.SimpleQueue()
+
+    def put(self, response: frames.EvaluationResponse | None) -> None:
+        """Hand over the response, or None when there will be none."""
+        self._box.put(response)
+
+    def result(self, timeout: float) -> frames.EvaluationResponse | None:
+        """The response, or None when there is none; queue.Empty when it did not come in time."""
+        return self._box.get(timeout=max(0.0, timeout))
+
+
+class EvaluationStream:
+    """Sends request frames and completes replies. Once broken it stays broken: every reply then gets None."""
+
+    def __init__(self, channel: grpc.Channel, session_id: bytes, parameters: ParameterSet) -> None:
+        self._parameters = parameters
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._pending: dict[int, Reply] = {}
+        self._lock = threading.Lock()
+        self._next_id = 1
+        self._broken = False
+        self._closing = False
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        call = channel.stream_stream(
+            EVALUATE, request_serializer=frames.identity, response_deserializer=frames.identity
+        )
+        self._call = call(self._requests(), metadata=((SESSION_KEY, session_id),))
+        self._on_broken: Callable[[TenSafeError], None] = lambda cause: None
+        self._reader = threading.Thread(target=self._read, name="he-lora-replies", daemon=True)
+
+    def start(self, on_broken: Callable[[TenSafeError], None]) -> None:
+        """Begin to read. `on_broken` is called once, in the reader thread, with the cause: for the log only."""
+        self._on_broken = on_broken
+        self._reader.start()
+
+    @property
+    def broken(self) -> bool:
+        """True once no request can be answered any more."""
+        return self._broken
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for their response."""
+        with self._lock:
+            return len(self._pending)
+
+    def submit(self, build: Callable[[int], bytes]) -> Reply:
+        """Send the frame that `build` makes for a new request id. Ids grow by one in the order of sending."""
+        with self._lock:
+            if self._broken or len(self._pending) >= _MOST_PENDING:
+                raise UnavailableError("the evaluation stream is broken or has too many requests in flight")
+            request_id = self._next_id
+            message = build(request_id)
+            self._next_id += 1
+            reply = self._pending[request_id] = Reply()
+            self._outgoing.put(message)
+            self.bytes_sent += len(message)
+        return reply
+
+    def close(self) -> None:
+        """End the call; waiting replies get None. Returns at once; `join` waits for the reader."""
+        self._closing = True
+        self._outgoing.put(None)
+        self._call.cancel()
+        self._give_up()
+
+    def join(self, timeout: float = 2.0) -> None:
+        """Wait until the reader thread has ended."""
+        if self._reader.ident is not None and threading.current_thread() is not self._reader:
+            self._reader.join(timeout)
+
+    def _requests(self) -> Iterator[bytes]:
+        while (message := self._outgoing.get()) is not None:
+            yield message
+
+    def _read(self) -> None:
+        cause: TenSafeError = UnavailableError("the coprocessor ended the stream")
+        try:
+            for message in self._call:
+                response = frames.read_response(message, self._parameters)
+                self.bytes_received += len(message)
+                with self._lock:
+                    reply = self._pending.pop(response.request_id, None)
+                if reply is None:
+                    cause = UnavailableError("the coprocessor answered a request that was not asked")
+                    break
+                reply.put(response if isinstance(response, frames.EvaluationResponse) else None)
+        except grpc.RpcError as error:
+            cause = from_rpc_error(error)
+        except TenSafeError as error:
+            cause = error
+        self._call.cancel()
+        self._outgoing.put(None)
+        self._give_up()
+        if not self._closing:
+            self._on_broken(cause)
+
+    def _give_up(self) -> None:
+        with self._lock:
+            self._broken = True
+            waiting = list(self._pending.values())
+            self._pending.clear()
+        for reply in waiting:
+            reply.put(None)

@@ -1,0 +1,143 @@
+"""A whole small world in one process: attestor, sealed adapter, coprocessor. Everything real but the hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from services.attestor.server import build_attestor
+from services.attestor.settings import AttestorSettings
+from services.he_lora.server import Coprocessor, build_coprocessor
+from services.he_lora.settings import HeLoraSettings
+from tensorguard.crypto.signatures import SigningKeys
+from tensorguard.evidence.claims import Role
+from tensorguard.evidence.client import AttestorClient
+from tensorguard.evidence.development import DevelopmentState, initialise_development_state
+from tensorguard.evidence.identity import WorkloadIdentity
+from tensorguard.evidence.simulated.collector import SimulatedPlatform
+from tensorguard.evidence.workload import Workload
+from tensorguard.package.envelope import VerifiedManifest
+from tensorguard.package.registry import PackageKeyRegistry
+from tensorguard.package.writer import pack_adapter
+from tests.support.adapters import adapter_config, adapter_tensors, write_adapter, write_base_model
+
+TENANT = "tenant"
+ADAPTER = "tiny"
+
+
+@dataclass(slots=True)
+class World:
+    """Addresses, keys and files of a running world."""
+
+    folder: Path
+    state: DevelopmentState
+    attestor: str
+    settings: HeLoraSettings
+    coprocessor: Coprocessor
+    publisher: SigningKeys
+    package: VerifiedManifest
+    tensors: dict[str, npt.NDArray[np.float32]]
+
+    @property
+    def endpoint(self) -> str:
+        return self.coprocessor.server.address
+
+    def client(self) -> AttestorClient:
+        return AttestorClient(self.attestor, thumbprint=self.state.attestor_thumbprint)
+
+    def workload(self, role: Role = Role.INFERENCE, package_id: str = "") -> Workload:
+        platform = SimulatedPlatform(self.state.simulated_root_key)
+        return Workload(
+            self.client(),
+            WorkloadIdentity.generate(),
+            platform,
+            role=role,
+            tenant=TENANT,
+            package_id=package_id,
+        )
+
+    def delta(self, layer: int, projection: str, x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """The plaintext LoRA delta [T, d_out] in float64."""
+        parent = "mlp" if projection in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+        prefix = f"base_model.model.model.layers.{layer}.{parent}.{projection}.lora_"
+        a = self.tensors[prefix + "A.weight"].astype(np.float64)
+        b = self.tensors[prefix + "B.weight"].astype(np.float64)
+        return 2.0 * (x.astype(np.float64) @ a.T @ b.T)  # alpha / r = 2
+
+
+@contextmanager
+def running_attestor(state: DevelopmentState) -> Iterator[str]:
+    attestor = build_attestor(
+        AttestorSettings(
+            state_dir=state.state_dir,
+            policy_file=state.policy_file,
+            listen="127.0.0.1:0",
+            simulated_root_public_key=state.simulated_root_public_key,
+            _cli_parse_args=[],
+        )
+    )
+    attestor.server.start()
+    try:
+        yield attestor.server.address
+    finally:
+        attestor.server.stop(0)
+        attestor.close()
+
+
+@contextmanager
+def running_world(
+    folder: Path,
+    *,
+    lease_seconds: int = 300,
+    tokens_per_grant: int = 65_536,
+    tokens_per_release: int = 100_000_000,
+    **settings: Any,
+) -> Iterator[World]:
+    """`settings` go to the coprocessor."""
+    state = initialise_development_state(
+        folder / "state",
+        TENANT,
+        lease_seconds=lease_seconds,
+        tokens_per_grant=tokens_per_grant,
+        tokens_per_release=tokens_per_release,
+    )
+    publisher = SigningKeys.generate()
+    public = folder / "publisher.pem"
+    public.write_bytes(publisher.public.to_pem())
+    projections = ("q_proj", "k_proj", "v_proj", "o_proj")
+    tensors = adapter_tensors(projections)
+    package = pack_adapter(
+        write_adapter(folder / "adapter", tensors, adapter_config(projections)),
+        folder / "adapter.tssp",
+        base_model_dir=write_base_model(folder / "model"),
+        tenant=TENANT,
+        package_id=ADAPTER,
+        sequence=1,
+        signing_keys=publisher,
+        key_registrar=PackageKeyRegistry(state.state_dir).register,
+    )
+    with running_attestor(state) as attestor:
+        given: dict[str, Any] = {
+            "packages": [folder / "adapter.tssp"],
+            "publisher_keys": [public],
+            "tenant": TENANT,
+            "attestor": attestor,
+            "attestor_thumbprint": state.attestor_thumbprint,
+            "simulated_root_key": state.simulated_root_key,
+            "listen": "127.0.0.1:0",
+            **settings,
+        }
+        configured = HeLoraSettings(_cli_parse_args=[], **given)
+        coprocessor = build_coprocessor(configured)
+        coprocessor.start()
+        try:
+            yield World(folder, state, attestor, configured, coprocessor, publisher, package, tensors)
+        finally:
+            coprocessor.server.stop(0)
+            coprocessor.close()
