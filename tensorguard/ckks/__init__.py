@@ -35,8 +35,8 @@ __all__ = [
 
 
 def compile_kernels() -> None:
-    """Compile every kernel, or load it from numba's cache, by one tiny product. Services call it before
-    they are ready.
+    """Compile every kernel, or load it from numba's cache, by one tiny product. Services call it before they
+    are ready.
 
     The first time on a machine takes some seconds.
     """

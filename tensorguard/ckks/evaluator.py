@@ -18,8 +18,7 @@ from tensorguard.ckks.messages import EvaluatedRows
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.ckks.plan import DEGREE, Plan
 from tensorguard.ckks.randomness import SEED_BYTES, SecretStream, UniformExpander
-from tensorguard.ckks.ring import Residues, ring, trailing_zeros
-from tensorguard.ckks.simd import LANES
+from tensorguard.ckks.ring import Residues, ring
 from tensorguard.ckks.weights import EncodedGroup
 from tensorguard.errors import InvalidInputError
 
@@ -29,8 +28,8 @@ _COUNTER_BITS = 48
 
 @dataclass(slots=True)
 class OperationCounters:
-    """Operations since the evaluator was made. Transforms are per prime; products, additions per
-    polynomial pair.
+    """Operations since the evaluator was made. Transforms are per prime; products, additions per polynomial
+    pair.
     """
 
     transforms: int = 0
@@ -62,8 +61,7 @@ class Evaluator:
         self._lock = threading.Lock()
         self._last_ids: dict[int, int] = {}
         self._check_residues(pk0[None], 1)
-        pk1 = np.empty((len(parameters.primes), DEGREE), np.uint32)
-        UniformExpander(parameters, session_id, public_key=True).expand(0, pk1_seed, pk1)
+        pk1 = UniformExpander(parameters, session_id, public_key=True).expand([0], pk1_seed)[0]
         self._public_key = np.stack([self._ring.with_quotient(pk0), self._ring.with_quotient(pk1)])
 
     def _check_residues(self, polynomials: Residues, count: int) -> None:
@@ -130,13 +128,11 @@ class Evaluator:
         constants = self._ring
         prime_count = len(constants.primes)
         responses = plan.downloads(tokens, group.rows)
-        a = np.empty_like(b)
-        for index, identifier in enumerate(ids.tolist()):
-            self._expander.expand(identifier, seeds[SEED_BYTES * index : SEED_BYTES * (index + 1)], a[index])
-        sums = np.empty((responses, prime_count, DEGREE // LANES, 2, LANES), np.uint32)
+        a = self._expander.expand(ids.tolist(), seeds)
+        sums = np.empty((responses, prime_count, 2, DEGREE), np.uint32)
         kernels.accumulate(weights, b, a, plan.chunks(tokens), sums, constants.constants)
         trits, error_words, flood_words = self._randomness(responses, tokens * group.rows)
-        work = np.empty((7, DEGREE), np.uint32)
+        work = np.empty((3, DEGREE), np.uint32)
         kernels.add_encryption_of_zero(
             sums, trits, self._public_key, work[0], work[1], constants.factors, constants.primes
         )
@@ -148,12 +144,12 @@ class Evaluator:
             sums,
             error_words,
             mask.reshape(tokens, group.rows, prime_count),
-            (plan.tokens, plan.channels, plan.rows),
-            (tokens, group.rows),
+            plan.shape,
+            plan.skip,
             c1,
             c0,
             work,
-            trailing_zeros(plan.channels),
+            np.empty(3 * kernels.ERROR_GROUP, np.int32),
             constants.factors,
             constants.primes,
             constants.drops,
@@ -161,9 +157,7 @@ class Evaluator:
         with self._lock:
             self.counters.transforms += 3 * prime_count * responses
             self.counters.products += plan.chunks(tokens) * plan.polynomials(group.d_in, group.rows)
-            self.counters.additions += (
-                plan.chunks(tokens) * plan.polynomials(group.d_in, group.rows) + responses
-            )
+            self.counters.additions += plan.chunks(tokens) * plan.polynomials(group.d_in, group.rows) + responses
             self.counters.rerandomisations += responses
             self.counters.modulus_switches += responses
         return EvaluatedRows(c1=c1, c0=c0)
@@ -171,8 +165,8 @@ class Evaluator:
     def _randomness(
         self, responses: int, outputs: int
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-        """u + 1 uint8 [responses, N], words for e1 [responses, ERROR_WORDS], words for f [outputs, 4]:
-        fresh per call.
+        """u + 1 uint8 [responses, N], words for e1 [responses, ERROR_WORDS], words for f [outputs, 4]: fresh
+        per call.
         """
         stream = SecretStream("re-randomisation")
         return (

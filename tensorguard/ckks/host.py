@@ -15,7 +15,7 @@ from tensorguard.ckks.ntt import forward_all
 from tensorguard.ckks.parameters import MANTISSA_BITS, ParameterSet
 from tensorguard.ckks.plan import DEGREE, Plan
 from tensorguard.ckks.randomness import SEED_BYTES, SecretStream, UniformExpander
-from tensorguard.ckks.ring import Residues, ring, trailing_zeros
+from tensorguard.ckks.ring import Residues, ring
 from tensorguard.errors import InvalidInputError, UnavailableError
 
 MAX_TOKENS = 1 << 16
@@ -42,8 +42,7 @@ class HostSession:
         self._next_id = (worker << _COUNTER_BITS) + 1
         self._last_id = (worker << _COUNTER_BITS) + (1 << _COUNTER_BITS) - 1
         self._keys: tuple[Residues, Residues] | None = _make_key(parameters)
-        public = np.empty((1, len(parameters.primes), DEGREE), np.uint32)
-        UniformExpander(parameters, session_id, public_key=True).expand(0, pk1_seed, public[0])
+        public = UniformExpander(parameters, session_id, public_key=True).expand([0], pk1_seed)
         nothing = np.zeros((1, 1), np.int32)
         self.public_key: Residues = self._encrypt(nothing, Plan(1, 1, 1), self._ring.scale(1), public)[0]
         """pk0 = -pk1·s + e, uint32 [primes, N], transform domain, reduced."""
@@ -51,9 +50,7 @@ class HostSession:
         _SESSIONS.add(self)
 
     @classmethod
-    def create(
-        cls, parameters: ParameterSet, pk1_seed: bytes, session_id: bytes, *, worker: int = 0
-    ) -> HostSession:
+    def create(cls, parameters: ParameterSet, pk1_seed: bytes, session_id: bytes, *, worker: int = 0) -> HostSession:
         """A session with a fresh key. ``pk1_seed`` (32 bytes) and ``session_id`` are public and agreed by
         both sides; ``worker`` (16 bits) keeps ciphertext identifiers of several workers with one key apart.
         """
@@ -100,10 +97,7 @@ class HostSession:
         count = plan.uploads(tokens, d_in)
         first = self._take_ids(count)
         seeds = os.urandom(SEED_BYTES * count)
-        uniform = np.empty((count, len(self.parameters.primes), DEGREE), np.uint32)
-        for index in range(count):
-            seed = seeds[SEED_BYTES * index : SEED_BYTES * (index + 1)]
-            self._expander.expand(first + index, seed, uniform[index])
+        uniform = self._expander.expand(list(range(first, first + count)), seeds)
         dropped = self.parameters.modulus // self.parameters.primes[0]
         return EncryptedActivations(
             plan=plan,
@@ -123,21 +117,19 @@ class HostSession:
             self._next_id += count
         return first
 
-    def _encrypt(
-        self, mantissas: npt.NDArray[np.int32], plan: Plan, scale: Residues, uniform: Residues
-    ) -> Residues:
+    def _encrypt(self, mantissas: npt.NDArray[np.int32], plan: Plan, scale: Residues, uniform: Residues) -> Residues:
         encryption_key, _ = self._key_pair()
         b = np.empty_like(uniform)
         kernels.encrypt(
             mantissas,
-            (plan.tokens, plan.channels, plan.rows),
+            plan.shape,
             scale,
             SecretStream("encryption error").words(len(uniform), kernels.ERROR_WORDS),
             uniform,
             encryption_key,
             b,
             np.empty(DEGREE, np.uint32),
-            np.empty(3 * kernels.ERROR_GROUP, np.int32),
+            np.empty((2, 3 * kernels.ERROR_GROUP), np.int32),
             self._ring.factors,
             self._ring.primes,
         )
@@ -173,12 +165,12 @@ class HostSession:
         kernels.decrypt(
             np.ascontiguousarray(c1),
             np.ascontiguousarray(c0),
-            (plan.tokens, plan.channels, plan.rows),
+            plan.shape,
+            plan.skip,
             decryption_key,
             values,
             scratch,
             transformed,
-            trailing_zeros(plan.channels),
             self._ring.factors[0],
             prime,
         )

@@ -1,9 +1,8 @@
 """Compiled inner loops of sampling, encryption, evaluation and decryption.
 
-All residues are uint32 modulo primes below 2**30; "lazy" values may exceed the prime as each docstring
-says. Nothing
-branches on, indexes by or divides by a secret. One call handles a whole request, so call overhead is paid
-once.
+All residues are uint32 modulo primes below 2**30; "lazy" values may exceed the prime as each docstring says.
+Nothing branches on, indexes by or divides by a secret. One call handles a whole request, so call overhead is
+paid once.
 """
 
 # numba compiles these from the types it sees, so they carry no annotations.
@@ -11,8 +10,8 @@ once.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from tensorguard.ckks.compiled import inlined, kernel
 from tensorguard.ckks.ntt import (
     DEGREE,
     forward,
@@ -22,7 +21,7 @@ from tensorguard.ckks.ntt import (
     pruned_position,
     reduce_once,
 )
-from tensorguard.ckks.simd import LANES, count_ones, multiply_accumulate
+from tensorguard.ckks.simd import SEGMENT, count_ones, multiply_accumulate
 
 ERROR_HALF_WIDTH = 21
 """Centred binomial: the sum of 42 fair bits minus 21, variance 10.5."""
@@ -35,37 +34,41 @@ MAX_PRODUCTS = 16
 """Products of two 30-bit residues that fit an unsigned 64-bit sum."""
 
 
-@njit(cache=True, nogil=True)
-def accept_residues(words, prime, residues):
-    """In-order rejection of the low 30 bits of ``words`` against ``prime``; returns how many residues were
-    filled.
+@kernel
+def accept_residues(words, primes, residues):
+    """In-order rejection of the low 30 bits of each row of words, uint32 [n, primes, M], into [n, primes,
+    4096].
+
+    Returns False if a row has too few words below its prime. Public values only.
     """
     mask = np.uint32(0x3FFFFFFF)
-    wanted = residues.shape[0]
-    largest = np.uint32(0)
-    for n in range(wanted):
-        value = words[n] & mask
-        residues[n] = value
-        largest = max(largest, value)
-    if largest < prime:
-        return wanted
-    accepted = 0
-    for n in range(words.shape[0]):
-        value = words[n] & mask
-        if value < prime:
-            residues[accepted] = value
-            accepted += 1
-            if accepted == wanted:
-                break
-    return accepted
+    wanted = residues.shape[2]
+    complete = True
+    for index in range(words.shape[0]):
+        for i in range(words.shape[1]):
+            row, output, prime = words[index, i], residues[index, i], primes[i]
+            largest = np.uint32(0)
+            for n in range(wanted):
+                value = row[n] & mask
+                output[n] = value
+                largest = max(largest, value)
+            if largest >= prime:
+                accepted = 0
+                for n in range(row.shape[0]):
+                    value = row[n] & mask
+                    if value < prime and accepted < wanted:
+                        output[accepted] = value
+                        accepted += 1
+                complete &= accepted == wanted
+    return complete
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def accept_ternary(random_bytes, accepted, trits):
     """Fill uint8 [4096] ``trits`` with uniform 0, 1, 2: bytes below 243 hold five base-3 digits each.
 
-    Rejected bytes are independent of the accepted ones, and both take the same time. Returns False if
-    there were too few bytes. ``accepted`` is scratch of at least as many bytes.
+    Rejected bytes are independent of the accepted ones, and both take the same time. Returns False if there
+    were too few bytes. ``accepted`` is scratch of at least as many bytes.
     """
     groups = (DEGREE + TERNARY_VALUES_PER_BYTE - 1) // TERNARY_VALUES_PER_BYTE
     count = 0
@@ -85,7 +88,7 @@ def accept_ternary(random_bytes, accepted, trits):
     return True
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def centred_binomial(words, errors):
     """int32 [4096] of variance 10.5 from uint64 [ERROR_WORDS]: 42 bits a value, 126 of 128 bits used."""
     low = np.uint64((1 << 42) - 1)
@@ -100,7 +103,7 @@ def centred_binomial(words, errors):
         errors[2 * ERROR_GROUP + n] = np.int32(ones) - half
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def normalise(x, mantissas, norms):
     """Divide each row of float64 ``x`` by its L2 norm (of a zero row: by 1) into int32 units of 2**-30.
 
@@ -130,36 +133,41 @@ def normalise(x, mantissas, norms):
     return True
 
 
-@njit(cache=True, nogil=True)
-def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, scratch, errors, factors, primes):
+@kernel
+def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, work, signed, factors, primes):
     """b = -a s + NTT(e + Δ m), fully reduced, for every ciphertext of a request.
 
-    mantissas int32 [T, d]; plan (T', d', r'); scale uint32 [primes, 2] (Δ and its Shoup quotient);
-    words uint64 [C, ERROR_WORDS]; uniform a, b uint32 [C, primes, 4096]; negated_key uint32 [primes, 2,
-    4096].
+    mantissas int32 [T, d]; plan (T', d', r'); scale uint32 [primes, 2] (Δ and its Shoup quotient); words
+    uint64 [C, ERROR_WORDS]; uniform a, b uint32 [C, primes, 4096]; negated_key uint32 [primes, 2, 4096];
+    scratch: work uint32 [4096], signed int32 [2, 3 ERROR_GROUP].
     """
     tokens, channels = mantissas.shape
-    plan_tokens, plan_channels, plan_rows = plan
+    plan_tokens, plan_channels, _ = plan
     blocks = (channels + plan_channels - 1) // plan_channels
+    filled = plan_tokens * plan_channels
+    errors, message = signed[0], signed[1]
     for index in range(b.shape[0]):
         chunk, block = index // blocks, index % blocks
         centred_binomial(words[index], errors)
         first_token, first_channel = chunk * plan_tokens, block * plan_channels
         width = min(plan_channels, channels - first_channel)
+        for n in range(filled):
+            message[n] = 0
+        for token in range(min(plan_tokens, tokens - first_token)):
+            row = mantissas[first_token + token, first_channel : first_channel + width]
+            for n in range(width):
+                message[n * plan_tokens + token] = row[n]
         for i in range(primes.shape[0]):
             prime = primes[i]
             double = np.uint32(2 * prime)
             factor, factor_shoup = scale[i, 0], scale[i, 1]
             for n in range(DEGREE):
-                scratch[n] = np.uint32(errors[n] + np.int32(prime))
-            for token in range(min(plan_tokens, tokens - first_token)):
-                row = mantissas[first_token + token, first_channel : first_channel + width]
-                at = scratch[token * plan_channels * plan_rows :]
-                for n in range(width):
-                    value = np.uint32(np.uint32(row[n]) + double)
-                    at[n] += multiply_shoup(value, factor, factor_shoup, prime)
+                work[n] = np.uint32(np.uint32(errors[n]) + prime)
+            for n in range(filled):
+                value = np.uint32(np.uint32(message[n]) + double)
+                work[n] = np.uint32(work[n] + multiply_shoup(value, factor, factor_shoup, prime))
             output = b[index, i]
-            forward(scratch, output, factors[i], prime)
+            forward(work, output, factors[i], prime)
             mask, key, key_shoup = uniform[index, i], negated_key[i, 0], negated_key[i, 1]
             for n in range(DEGREE):
                 value = reduce_once(output[n], double)
@@ -167,7 +175,7 @@ def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, scratch, err
                 output[n] = reduce_once(reduce_once(value, double), prime)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def all_reduced(residues, primes):
     """Whether every residue of uint32 [n, primes, 4096] is below its prime."""
     reduced = True
@@ -181,13 +189,16 @@ def all_reduced(residues, primes):
     return reduced
 
 
-@njit(cache=True, nogil=True)
-def encode_weights(integers, channels, rows, encoded, scratch, transformed, factors, primes):
-    """Transform int32 [rows, d] weights for blocks of (d', r') into uint32 [row groups, primes, 256,
-    blocks, 16].
+@kernel
+def encode_weights(integers, plan, encoded, scratch, transformed, factors, primes):
+    """Transform int32 [rows, d] weights into uint32 [primes, 64 / T', row groups, blocks, 64].
+
+    A weight polynomial has only powers of X^T', so T' neighbouring rows of 64 transform values are equal: one
+    is kept.
     """
     total_rows, total_channels = integers.shape
-    groups, blocks = encoded.shape[0], encoded.shape[3]
+    tokens, channels, rows = plan
+    _, segments, groups, blocks, _ = encoded.shape
     for group in range(groups):
         for block in range(blocks):
             for i in range(primes.shape[0]):
@@ -197,40 +208,43 @@ def encode_weights(integers, channels, rows, encoded, scratch, transformed, fact
                 for j in range(min(rows, total_rows - group * rows)):
                     for c in range(min(channels, total_channels - block * channels)):
                         value = np.int64(integers[group * rows + j, block * channels + c]) % np.int64(prime)
-                        scratch[j * channels + channels - 1 - c] = np.uint32(value)
+                        scratch[tokens * (j * channels + channels - 1 - c)] = np.uint32(value)
                 forward(scratch, transformed, factors[i], prime)
-                for n in range(DEGREE):
-                    value = reduce_once(reduce_once(transformed[n], np.uint32(2 * prime)), prime)
-                    encoded[group, i, n // LANES, block, n % LANES] = value
+                for segment in range(segments):
+                    for lane in range(SEGMENT):
+                        value = reduce_once(transformed[segment * tokens * SEGMENT + lane], np.uint32(2 * prime))
+                        encoded[i, segment, group, block, lane] = reduce_once(value, prime)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def accumulate(weights, b, a, chunks, sums, constants):
-    """Σ_blocks (b, a)·Ŵ for every response: uint32 [responses, primes, 256, 2, 16], below 2p.
+    """Σ_blocks (b, a)·Ŵ for every response: uint32 [responses, primes, 2, 4096], below 2p.
 
-    weights uint32 [row groups, primes, 256, blocks, 16]; b, a uint32 [chunks * blocks, primes, 4096]. Each
-    weight is read from memory once and used for both halves and for all chunks of tokens.
+    weights as `encode_weights` makes them; b, a uint32 [chunks * blocks, primes, 4096]. In this order of
+    loops the weights of one segment and the inputs of one row of 64 stay in the first-level cache.
     """
-    groups, prime_count, segments, blocks, _ = weights.shape
+    prime_count, segments, groups, blocks, _ = weights.shape
+    rows = DEGREE // SEGMENT
     stride = prime_count * DEGREE
     flat_b, flat_a = b.reshape(-1), a.reshape(-1)
     flat_weights, flat_sums, flat_constants = weights.reshape(-1), sums.reshape(-1), constants.reshape(-1)
     for n in range(flat_sums.shape[0]):
         flat_sums[n] = np.uint32(0)
-    for group in range(groups):
-        for i in range(prime_count):
-            for segment in range(segments):
-                weight_at = ((group * prime_count + i) * segments + segment) * blocks * LANES
+    for i in range(prime_count):
+        for row in range(rows):
+            segment = row * segments // rows
+            for group in range(groups):
+                weight_at = ((i * segments + segment) * groups + group) * blocks * SEGMENT
                 for chunk in range(chunks):
-                    response = chunk * groups + group
-                    sum_at = ((response * prime_count + i) * segments + segment) * 2 * LANES
-                    input_at = chunk * blocks * stride + i * DEGREE + segment * LANES
+                    sum_at = ((chunk * groups + group) * prime_count + i) * 2 * DEGREE + row * SEGMENT
+                    input_at = chunk * blocks * stride + i * DEGREE + row * SEGMENT
                     for block in range(0, blocks, MAX_PRODUCTS):
                         multiply_accumulate(
                             flat_sums,
                             sum_at,
+                            DEGREE,
                             flat_weights,
-                            weight_at + block * LANES,
+                            weight_at + block * SEGMENT,
                             flat_b,
                             flat_a,
                             input_at + block * stride,
@@ -241,21 +255,21 @@ def accumulate(weights, b, a, chunks, sums, constants):
                         )
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@inlined
 def _centred(residue, prime):
     """The representative of a reduced residue in (-p/2, p/2), as int32."""
     half = np.uint32(prime >> np.uint32(1))
     return np.int32(residue) - np.int32(prime) * np.int32(residue > half)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@inlined
 def _drop(residue, remainder, prime, inverse_factor, inverse_shoup):
     """(residue - remainder) / dropped prime modulo prime, fully reduced; |remainder| < 2**29."""
     difference = np.uint32(np.uint32(residue + prime) - np.uint32(remainder))
     return reduce_once(multiply_shoup(difference, inverse_factor, inverse_shoup, prime), prime)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@inlined
 def _switch(r0, r1, r2, primes, drops):
     """Exact centred modulus switch of reduced residues (r0, r1, r2): drop the last prime, then the middle
     one.
@@ -268,14 +282,14 @@ def _switch(r0, r1, r2, primes, drops):
     return _drop(r0, _centred(r1, primes[1]), primes[0], drops[2, 0], drops[2, 1])
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@inlined
 def _with_error(residue, error, prime):
     """Fully reduced residue (below 2p) + small signed error."""
     value = np.uint32(np.uint32(residue + prime) + np.uint32(error))
     return reduce_once(reduce_once(value, np.uint32(2 * prime)), prime)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def flood(words, residues, constants, flood_offset, primes):
     """Residues uint32 [n, primes] of the sum of four uniform signed 64-bit integers, from uint64 [n, 4].
 
@@ -296,54 +310,52 @@ def flood(words, residues, constants, flood_offset, primes):
             residues[n, i] = reduce_once(total, prime)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def add_encryption_of_zero(sums, trits, public_key, scratch, transformed, factors, primes):
     """Add (pk0·u, pk1·u) to each response's (c0, c1) in the transform domain.
 
-    sums as `accumulate` leaves them; trits uint8 [responses, 4096], u + 1; public_key uint32 [2, primes,
-    2, 4096].
+    sums uint32 [responses, primes, 2, 4096], below 2p before and after; trits uint8 [responses, 4096], u + 1;
+    public_key uint32 [2, primes, 2, 4096].
     """
     for response in range(sums.shape[0]):
         for i in range(primes.shape[0]):
             prime = primes[i]
             double = np.uint32(2 * prime)
+            offset = np.uint32(prime - np.uint32(1))
+            row = trits[response]
             for n in range(DEGREE):
-                scratch[n] = np.uint32(np.uint32(trits[response, n]) + np.uint32(prime - np.uint32(1)))
+                scratch[n] = np.uint32(np.uint32(row[n]) + offset)
             forward(scratch, transformed, factors[i], prime)
             for half in range(2):
-                key, key_shoup = public_key[half, i, 0], public_key[half, i, 1]
-                for segment in range(DEGREE // LANES):
-                    at = sums[response, i, segment, half]
-                    for lane in range(LANES):
-                        n = segment * LANES + lane
-                        product = multiply_shoup(transformed[n], key[n], key_shoup[n], prime)
-                        at[lane] = reduce_once(np.uint32(at[lane] + product), double)
+                total, key, key_shoup = (
+                    sums[response, i, half],
+                    public_key[half, i, 0],
+                    public_key[half, i, 1],
+                )
+                for n in range(DEGREE):
+                    product = multiply_shoup(transformed[n], key[n], key_shoup[n], prime)
+                    total[n] = reduce_once(np.uint32(total[n] + product), double)
 
 
-@njit(cache=True, nogil=True)
-def finish(sums, error_words, flood_residues, plan, shape, c1, c0, work, skip, factors, primes, drops):
+@kernel
+def finish(sums, error_words, flood_residues, plan, skip, c1, c0, work, errors, factors, primes, drops):
     """Back to coefficients, add e1 and f, switch the modulus, keep only the wanted coefficients of c0.
 
-    sums as above; error_words uint64 [responses, ERROR_WORDS]; flood_residues uint32 [tokens, rows, primes];
-    plan (T', d', r'), shape (tokens, rows); c1 uint32 [responses, 4096]; c0 uint32 [tokens, rows];
-    work uint32 [7, 4096]; skip: trailing zero bits of d'.
+    sums as above, overwritten; error_words uint64 [responses, ERROR_WORDS]; flood_residues uint32 [tokens,
+    rows, primes]; plan (T', d', r'); skip (log2 T', trailing zero bits of d'); c1 uint32 [responses, 4096];
+    c0 uint32 [tokens, rows]; scratch: work uint32 [3, 4096], errors int32 [3 ERROR_GROUP].
     """
-    tokens, rows = shape
-    plan_tokens, plan_channels, plan_rows = plan
+    tokens, rows = c0.shape
+    plan_tokens, _, plan_rows = plan
     groups = (rows + plan_rows - 1) // plan_rows
-    errors = np.empty(DEGREE, np.int32)
     for response in range(sums.shape[0]):
         chunk, group = response // groups, response % groups
+        kept = sums[response]
         for i in range(3):
-            for segment in range(DEGREE // LANES):
-                at = segment * LANES
-                for lane in range(LANES):
-                    work[i, at + lane] = sums[response, i, segment, 0, lane]
-                    work[6, at + lane] = sums[response, i, segment, 1, lane]
-            inverse_pruned(work[i], skip, factors[i], primes[i])
-            inverse(work[6], work[3 + i], factors[i], primes[i])
+            inverse(kept[i, 1], work[i], factors[i], primes[i])
+            inverse_pruned(kept[i, 0], kept[i, 1], skip[0], skip[1], factors[i], primes[i])
         centred_binomial(error_words[response], errors)
-        r0, r1, r2, output = work[3], work[4], work[5], c1[response]
+        r0, r1, r2, output = work[0], work[1], work[2], c1[response]
         for n in range(DEGREE):
             output[n] = _switch(
                 _with_error(r0[n], errors[n], primes[0]),
@@ -352,28 +364,34 @@ def finish(sums, error_words, flood_residues, plan, shape, c1, c0, work, skip, f
                 primes,
                 drops,
             )
-        for token in range(chunk * plan_tokens, min((chunk + 1) * plan_tokens, tokens)):
-            for row in range(group * plan_rows, min((group + 1) * plan_rows, rows)):
-                local = (token - chunk * plan_tokens) * plan_rows + row - group * plan_rows
-                n = pruned_position(local * plan_channels + plan_channels - 1, skip)
-                mask = flood_residues[token, row]
-                c0[token, row] = _switch(
-                    _with_error(work[0, n], mask[0], primes[0]),
-                    _with_error(work[1, n], mask[1], primes[1]),
-                    _with_error(work[2, n], mask[2], primes[2]),
+        for token in range(min(plan_tokens, tokens - chunk * plan_tokens)):
+            for row in range(min(plan_rows, rows - group * plan_rows)):
+                at = wanted_position(token, row, plan, skip)
+                mask = flood_residues[chunk * plan_tokens + token, group * plan_rows + row]
+                c0[chunk * plan_tokens + token, group * plan_rows + row] = _switch(
+                    _with_error(kept[0, 1, at], np.int32(mask[0]), primes[0]),
+                    _with_error(kept[1, 1, at], np.int32(mask[1]), primes[1]),
+                    _with_error(kept[2, 1, at], np.int32(mask[2]), primes[2]),
                     primes,
                     drops,
                 )
 
 
-@njit(cache=True, nogil=True)
-def decrypt(c1, c0, plan, key, values, scratch, transformed, skip, factors, prime):
+@inlined
+def wanted_position(token, row, plan, skip):
+    """Where the pruned inverse leaves the product of this token and row: coefficient T'(j d' + d' - 1) + t."""
+    tokens, channels, _ = plan
+    return pruned_position(tokens * (row * channels + channels - 1) + token, skip[0], skip[1])
+
+
+@kernel
+def decrypt(c1, c0, plan, skip, key, values, scratch, transformed, factors, prime):
     """int32 [tokens, rows] ``values``: centred (c0 + c1·s) mod p0 at the wanted coefficients.
 
-    c1 uint32 [responses, 4096], overwritten; c0 uint32 [tokens, rows]; key uint32 [2, 4096].
+    c1 uint32 [responses, 4096]; c0 uint32 [tokens, rows]; key uint32 [2, 4096]; plan and skip as in `finish`.
     """
     tokens, rows = c0.shape
-    plan_tokens, plan_channels, plan_rows = plan
+    plan_tokens, _, plan_rows = plan
     groups = (rows + plan_rows - 1) // plan_rows
     double = np.uint32(2 * prime)
     for response in range(c1.shape[0]):
@@ -383,10 +401,9 @@ def decrypt(c1, c0, plan, key, values, scratch, transformed, skip, factors, prim
         forward(scratch, transformed, factors, prime)
         for n in range(DEGREE):
             transformed[n] = multiply_shoup(transformed[n], key[0, n], key[1, n], prime)
-        inverse_pruned(transformed, skip, factors, prime)
+        inverse_pruned(transformed, scratch, skip[0], skip[1], factors, prime)
         for token in range(chunk * plan_tokens, min((chunk + 1) * plan_tokens, tokens)):
             for row in range(group * plan_rows, min((group + 1) * plan_rows, rows)):
-                local = (token - chunk * plan_tokens) * plan_rows + row - group * plan_rows
-                n = pruned_position(local * plan_channels + plan_channels - 1, skip)
-                total = reduce_once(np.uint32(transformed[n] + c0[token, row]), double)
+                at = wanted_position(token - chunk * plan_tokens, row - group * plan_rows, plan, skip)
+                total = reduce_once(np.uint32(scratch[at] + c0[token, row]), double)
                 values[token, row] = _centred(reduce_once(total, prime), prime)

@@ -33,8 +33,8 @@ class EncryptedActivations:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class EvaluatedRows:
-    """A response modulo p0: ``c1`` uint32 [D, N] and, at the wanted coefficients only, ``c0`` uint32
-    [tokens, rows].
+    """A response modulo p0: ``c1`` uint32 [D, N] and, at the wanted coefficients only, ``c0`` uint32 [tokens,
+    rows].
     """
 
     c1: Residues

@@ -1,27 +1,33 @@
 """The negacyclic number-theoretic transform of degree 4096, forward, inverse and pruned inverse.
 
 Longa and Naehrig ("Speeding up the number theoretic transform", 2016) with Harvey's lazy reduction, four
-passes of
-three stages each. Between the second and third pass the 64x64 matrix of coefficients is transposed, so
-that every
-pass works on contiguous lanes; it is not transposed back. Position n = 64 c + r of the transform domain
-holds the value at ψ^(2 (64 rev(c) + rev(r)) + 1), where rev reverses six bits and ψ is `primitive_root`.
+passes of three stages each. Between the second and third pass the 64x64 matrix of coefficients is transposed,
+so that every pass works on contiguous lanes; it is not transposed back. Position n = 64 c + r of the
+transform domain holds the value at ψ^(2 (64 rev(c) + rev(r)) + 1), where rev reverses six bits and ψ is
+`primitive_root`.
 """
 
+# numba compiles the kernels from the types it sees, so they carry no annotations.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, check-untyped-defs=False
 from __future__ import annotations
 
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from tensorguard.ckks.compiled import inlined, kernel
 from tensorguard.ckks.simd import (
+    LANES,
     forward_block,
     forward_lanes,
     inverse_block,
     inverse_block_scaled,
+    inverse_difference,
+    inverse_difference_lanes,
     inverse_lanes,
+    inverse_pair,
+    inverse_pair_lanes,
     transpose_tile,
 )
 
@@ -42,8 +48,8 @@ def primitive_root(prime: int, degree: int = DEGREE) -> int:
 
 
 def shoup(factors: npt.NDArray[np.uint32], prime: int) -> npt.NDArray[np.uint32]:
-    """floor(factor * 2**32 / p) for each factor below p. Used on public constants and, once per key, on
-    the key.
+    """floor(factor * 2**32 / p) for each factor below p. Used on public constants and, once per key, on the
+    key.
     """
     return ((factors.astype(np.uint64) << np.uint64(32)) // np.uint64(prime)).astype(np.uint32)
 
@@ -67,9 +73,7 @@ def _in_pass_order(roots: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     ordered = [roots[:8]]
     ordered += [roots[[m * 8 + m * b + h for m in (1, 2, 4) for h in range(m)]] for b in range(8)]
     ordered += [roots[64 * m + m * lane + h] for m in (1, 2, 4) for h in range(m)]
-    ordered += [
-        roots[m * 512 + m * (8 * lane + b) + h] for b in range(8) for m in (1, 2, 4) for h in range(m)
-    ]
+    ordered += [roots[m * 512 + m * (8 * lane + b) + h] for b in range(8) for m in (1, 2, 4) for h in range(m)]
     return np.concatenate(ordered)
 
 
@@ -103,21 +107,21 @@ def tables(primes: tuple[int, ...]) -> npt.NDArray[np.uint32]:
     return result
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def multiply_shoup(value, factor, factor_shoup, prime):  # type: ignore[no-untyped-def]
+@inlined
+def multiply_shoup(value, factor, factor_shoup, prime):
     """value * factor mod prime in [0, 2 prime), for any uint32 value."""
     quotient = np.uint32((np.uint64(value) * np.uint64(factor_shoup)) >> np.uint64(32))
     return np.uint32(np.uint32(value * factor) - np.uint32(quotient * prime))
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def reduce_once(value, modulus):  # type: ignore[no-untyped-def]
+@inlined
+def reduce_once(value, modulus):
     """value - modulus if that is not negative, else value; a minimum of unsigned integers, no branch."""
     return min(value, np.uint32(value - modulus))
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def forward(source, target, factors, prime):  # type: ignore[no-untyped-def]
+@kernel
+def forward(source, target, factors, prime):
     """Transform ``source`` (uint32 [4096], below 4p, overwritten) into ``target`` (below 4p)."""
     value, quotient = factors[FORWARD, 0], factors[FORWARD, 1]
     for j in range(0, 512, 16):
@@ -136,8 +140,8 @@ def forward(source, target, factors, prime):  # type: ignore[no-untyped-def]
             forward_lanes(target, 512 * block + j, 64, value, quotient, 512 + 448 * block + j, prime)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def inverse(source, target, factors, prime):  # type: ignore[no-untyped-def]
+@kernel
+def inverse(source, target, factors, prime):
     """Inverse transform of ``source`` (uint32 [4096], below 2p, overwritten) into ``target`` (below 2p)."""
     value, quotient = factors[INVERSE, 0], factors[INVERSE, 1]
     for block in range(8):
@@ -156,87 +160,89 @@ def inverse(source, target, factors, prime):  # type: ignore[no-untyped-def]
         inverse_block_scaled(target, j, 512, value, quotient, 1, prime)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def inverse_pruned(values, skip, factors, prime):  # type: ignore[no-untyped-def]
-    """Only the coefficients k with k mod 2**skip = 2**skip - 1 of the inverse transform, in place.
+@kernel
+def _row_stage(values, pairs, distance, full, value, quotient, prime):
+    """One inverse stage between rows of 64; in place. A pair's halves have ``distance`` rows each.
 
-    Of the first ``skip`` inverse stages only the differences are needed. Coefficient k ends, below 2p, at
-    ``values[pruned_position(k, skip)]``. Input below 2p.
+    A stage that is not full keeps the differences only and closes up. Factors differ between lanes.
+    """
+    for pair in range(pairs):
+        for offset in range(distance):
+            for base in range(0, 64, LANES):
+                first = 64 * (2 * pair * distance + offset) + base
+                second = first + 64 * distance
+                at = 64 * (pairs + pair) + base
+                if full:
+                    inverse_pair_lanes(values, first, second, second, value, quotient, at, prime)
+                else:
+                    kept = 64 * (pair * distance + offset) + base
+                    inverse_difference_lanes(values, first, second, kept, value, quotient, at, prime)
+
+
+@kernel
+def _column_stage(values, pairs, distance, width, full, value, quotient, prime):
+    """The same with one factor for all lanes, of which the first ``width`` count."""
+    for pair in range(pairs):
+        for offset in range(distance):
+            for base in range(0, width, LANES):
+                first = 64 * (2 * pair * distance + offset) + base
+                second = first + 64 * distance
+                if full:
+                    inverse_pair(values, first, second, second, value, quotient, pairs + pair, prime)
+                else:
+                    kept = 64 * (pair * distance + offset) + base
+                    inverse_difference(values, first, second, kept, value, quotient, pairs + pair, prime)
+
+
+@kernel
+def inverse_pruned(source, target, keep, skip, factors, prime):
+    """Only the coefficients k of the inverse transform whose bits keep .. keep + skip - 1 are all ones.
+
+    Of the ``skip`` inverse stages after the first ``keep`` <= 6 only the differences are needed, and what is
+    left closes up. Coefficient k ends, below 2p, at ``target[pruned_position(k, keep, skip)]``. Input below
+    2p; the source is overwritten.
     """
     value, quotient = factors[PRUNED, 0], factors[PRUNED, 1]
-    double = np.uint32(2 * prime)
-    pairs = SIDE // 2
-    for stage in range(6):
-        at = 64 * pairs
-        if stage < skip:
-            for pair in range(pairs):
-                kept = values[64 * pair : 64 * pair + 64]
-                first, second = (
-                    values[128 * pair : 128 * pair + 64],
-                    values[128 * pair + 64 : 128 * pair + 128],
-                )
-                for lane in range(64):
-                    difference = np.uint32(np.uint32(first[lane] - second[lane]) + double)
-                    kept[lane] = multiply_shoup(
-                        difference, value[at + 64 * pair + lane], quotient[at + 64 * pair + lane], prime
-                    )
-        else:
-            # Rows of one pair are as far apart as the stages done since the last skipped one.
-            distance = 1 << (stage - skip)
-            for pair in range(pairs):
-                for offset in range(distance):
-                    upper = (2 * pair * distance + offset) * 64
-                    first = values[upper : upper + 64]
-                    second = values[upper + 64 * distance : upper + 64 * distance + 64]
-                    for lane in range(64):
-                        a, b = first[lane], second[lane]
-                        first[lane] = reduce_once(np.uint32(a + b), double)
-                        second[lane] = multiply_shoup(
-                            np.uint32(np.uint32(a - b) + double),
-                            value[at + 64 * pair + lane],
-                            quotient[at + 64 * pair + lane],
-                            prime,
-                        )
+    first_stage, pairs, distance = 0, SIDE // 2, 1
+    if keep >= 3:
+        for block in range(8):
+            for j in range(0, 64, LANES):
+                at = 512 + 448 * block + j
+                inverse_lanes(source, 512 * block + j, 64, factors[INVERSE, 0], factors[INVERSE, 1], at, prime)
+        first_stage, pairs, distance = 3, 4, 8
+    for stage in range(first_stage, 6):
+        full = stage < keep or stage >= keep + skip
+        _row_stage(source, pairs, distance, full, value, quotient, prime)
+        distance *= 2 if full else 1
         pairs >>= 1
-    rows = max(SIDE >> skip, 1)
-    for row in range(rows):
-        line = values[64 * row : 64 * row + 64]
-        distance = 1
-        pairs = SIDE // 2
-        for stage in range(6, 12):
-            if stage < skip:
-                for pair in range(pairs):
-                    difference = np.uint32(np.uint32(line[2 * pair] - line[2 * pair + 1]) + double)
-                    line[pair] = multiply_shoup(
-                        difference, value[pairs + pair], quotient[pairs + pair], prime
-                    )
-            else:
-                for pair in range(pairs):
-                    factor, factor_shoup = value[pairs + pair], quotient[pairs + pair]
-                    for offset in range(distance):
-                        upper = 2 * pair * distance + offset
-                        a, b = line[upper], line[upper + distance]
-                        total = reduce_once(np.uint32(a + b), double)
-                        if stage == 11:
-                            total = multiply_shoup(total, value[0], quotient[0], prime)
-                        line[upper] = total
-                        line[upper + distance] = multiply_shoup(
-                            np.uint32(np.uint32(a - b) + double), factor, factor_shoup, prime
-                        )
-                distance *= 2
-            pairs >>= 1
+    width = distance
+    for i in range(0, width, LANES):
+        for j in range(0, 64, LANES):
+            transpose_tile(source, 64 * i + j, target, 64 * j + i, 64)
+    pairs, distance = SIDE // 2, 1
+    for stage in range(6, 12):
+        full = stage < keep or stage >= keep + skip
+        _column_stage(target, pairs, distance, width, full, value, quotient, prime)
+        distance *= 2 if full else 1
+        pairs >>= 1
+    if keep + skip < 12:
+        # The last stage was full: its sums have yet to be divided by N; its differences are.
+        for n in range(64 * (distance // 2)):
+            target[n] = multiply_shoup(target[n], value[0], quotient[0], prime)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
-def pruned_position(coefficient, skip):  # type: ignore[no-untyped-def]
-    """Where `inverse_pruned` leaves this coefficient."""
-    if skip >= 6:
-        return coefficient >> skip
-    return ((coefficient & 63) >> skip) * 64 + (coefficient >> 6)
+@inlined
+def pruned_position(coefficient, keep, skip):
+    """Where `inverse_pruned` leaves this coefficient: both halves of its index with the skipped bits closed
+    up.
+    """
+    column = coefficient & 63
+    line = (column & ((1 << keep) - 1)) | ((column >> min(keep + skip, 6)) << keep)
+    return 64 * (coefficient >> (6 + max(keep + skip - 6, 0))) + line
 
 
-@njit(cache=True, nogil=True)
-def forward_all(polynomials, target, factors, primes):  # type: ignore[no-untyped-def]
+@kernel
+def forward_all(polynomials, target, factors, primes):
     """Transform uint32 [n, primes, 4096] below 4p (overwritten) into ``target``, fully reduced."""
     for index in range(polynomials.shape[0]):
         for i in range(primes.shape[0]):
@@ -247,8 +253,8 @@ def forward_all(polynomials, target, factors, primes):  # type: ignore[no-untype
                 output[n] = reduce_once(reduce_once(output[n], np.uint32(2 * prime)), prime)
 
 
-@njit(cache=True, nogil=True)
-def inverse_all(polynomials, target, factors, primes):  # type: ignore[no-untyped-def]
+@kernel
+def inverse_all(polynomials, target, factors, primes):
     """Inverse of `forward_all`: uint32 [n, primes, 4096] below 2p (overwritten) into ``target``, fully
     reduced.
     """

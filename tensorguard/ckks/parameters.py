@@ -1,7 +1,7 @@
 """Named parameter sets of the ring, each checked against its security bound.
 
-Bounds on log2 q are those of the Homomorphic Encryption Standard (homomorphicencryption.org, 2018, table
-1) for a uniform ternary secret, 128-bit classical, and of its post-quantum table.
+Bounds on log2 q are those of the Homomorphic Encryption Standard (homomorphicencryption.org, 2018, table 1)
+for a uniform ternary secret, 128-bit classical, and of its post-quantum table.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class ParameterSet:
 
     def __post_init__(self) -> None:
         if self.degree not in _BOUNDS:
-            raise ConfigurationError(
-                f"ring degree {self.degree} is not supported; use one of {sorted(_BOUNDS)}"
-            )
+            raise ConfigurationError(f"ring degree {self.degree} is not supported; use one of {sorted(_BOUNDS)}")
         bounds = _BOUNDS[self.degree]
         if (self.security_bound_classical, self.security_bound_quantum) != bounds:
             raise ConfigurationError(f"security bounds at degree {self.degree} are {bounds}")
@@ -56,9 +54,7 @@ class ParameterSet:
         if any(not 2**29 < p < 2**30 or p % (2 * self.degree) != 1 or not _is_prime(p) for p in self.primes):
             raise ConfigurationError("primes must have 30 bits and be 1 modulo twice the ring degree")
         if self.error_variance != 10.5 or self.flood_bits != 64:
-            raise ConfigurationError(
-                "the samplers make errors of variance 10.5 and floods of four 64-bit integers"
-            )
+            raise ConfigurationError("the samplers make errors of variance 10.5 and floods of four 64-bit integers")
         if not 12 <= self.weight_bits <= 16:
             raise ConfigurationError("weight_bits must be 12 to 16")
 
@@ -75,17 +71,15 @@ class ParameterSet:
         return float(2**self.weight_bits * math.sqrt(d_in * largest_rank))
 
     def scale(self, norm_bound: float) -> int:
-        """Δ: what one unit of the 2**30 fixed-point activation becomes in Z_q. No inner product can wrap
-        (0.9 q/2).
+        """Δ: what one unit of the 2**30 fixed-point activation becomes in Z_q. No inner product can wrap (0.9
+        q/2).
         """
         if not (math.isfinite(norm_bound) and norm_bound >= 1.0):
             raise ConfigurationError("norm_bound must be a finite number of at least 1")
         numerator, denominator = norm_bound.as_integer_ratio()
         scale = 9 * (self.modulus // 2) * denominator // (10 * numerator << MANTISSA_BITS)
         if scale < 2**24:
-            raise ConfigurationError(
-                f"norm_bound {norm_bound:.3g} leaves no room above the flood; use smaller groups"
-            )
+            raise ConfigurationError(f"norm_bound {norm_bound:.3g} leaves no room above the flood; use smaller groups")
         return scale
 
 

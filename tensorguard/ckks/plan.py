@@ -1,8 +1,8 @@
 """Plans: how tokens, input channels and output rows share one polynomial, and which plan is cheapest.
 
-Plan (T', d', r'): token t, channel i of a block at coefficient t·d'·r' + i; weight row j, channel i at
-j·d' + (d' - 1 - i); coefficient t·d'·r' + j·d' + d' - 1 of the product is the inner product of token t and
-row j.
+Plan (T', d', r'): token t, channel i of a block at coefficient T'·i + t; weight row j, channel i at T'·(j·d'
++ d' - 1 - i); coefficient T'·(j·d' + d' - 1) + t of the product is the inner product of token t and row j.
+Weights are polynomials in X^T', so their transforms hold only N / T' different values.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from tensorguard.errors import InvalidInputError
 DEGREE = 4096
 MAX_OUTPUTS = 128
 """Wanted coefficients per response. More would let a malformed public key read the mask out."""
+TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 MAX_ROWS = 4 * 128
 MAX_CHANNELS = 1 << 17
 
 _IDENTIFIER = re.compile(r"t([1-9]\d{0,3})\.c([1-9]\d{0,3})\.r([1-9]\d{0,2})")
 
-# Microseconds on one core (benchmarks/he_kernels.py): an uploaded ciphertext, made, sent (48 KiB) and expanded
-# again; a response ciphertext, made, sent (16 KiB) and decrypted; one product with a weight polynomial.
+# Microseconds on one core (benchmarks/he_kernels.py): an uploaded ciphertext, made, sent (48 KiB) and
+# expanded again;
+# a response ciphertext, made, sent (16 KiB) and decrypted; one product with a weight
+# polynomial.
 UPLOAD_COST = 100.0
 DOWNLOAD_COST = 75.0
 PRODUCT_COST = 2.0
-# Weight polynomials are kept in memory per (d', r'): what one more is worth to avoid.
-STORAGE_COST = 0.5
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -42,12 +43,12 @@ class Plan:
     def __post_init__(self) -> None:
         if min(self.tokens, self.channels, self.rows) < 1:
             raise InvalidInputError("a plan needs at least one token, channel and row")
+        if self.tokens not in TOKEN_COUNTS:
+            raise InvalidInputError(f"a plan's tokens are one of {TOKEN_COUNTS}")
         if self.tokens * self.channels * self.rows > DEGREE:
             raise InvalidInputError(f"plan {self.identifier} exceeds the ring degree {DEGREE}")
         if self.tokens * self.rows > MAX_OUTPUTS:
-            raise InvalidInputError(
-                f"plan {self.identifier} asks for more than {MAX_OUTPUTS} outputs per response"
-            )
+            raise InvalidInputError(f"plan {self.identifier} asks for more than {MAX_OUTPUTS} outputs per response")
 
     @property
     def identifier(self) -> str:
@@ -60,6 +61,15 @@ class Plan:
         if match is None:
             raise InvalidInputError("a plan identifier looks like t8.c64.r8")
         return cls(*map(int, match.groups()))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.tokens, self.channels, self.rows
+
+    @property
+    def skip(self) -> tuple[int, int]:
+        """For the pruned inverse transform: log2 T', then the trailing zero bits of d'."""
+        return self.tokens.bit_length() - 1, (self.channels & -self.channels).bit_length() - 1
 
     def blocks(self, d_in: int) -> int:
         return -(-d_in // self.channels)
@@ -79,7 +89,7 @@ class Plan:
         return self.chunks(tokens) * self.row_groups(rows)
 
     def polynomials(self, d_in: int, rows: int) -> int:
-        """Weight polynomials kept for this plan's (d', r')."""
+        """Weight polynomials of this plan; each is 12 N / T' bytes in memory."""
         return self.blocks(d_in) * self.row_groups(rows)
 
     def cost(self, tokens: int, d_in: int, rows: int) -> float:
@@ -92,12 +102,12 @@ class Plan:
 
 
 def compile_plans(
-    parameters: ParameterSet, d_in: int, rows: int, token_counts: Sequence[int] = (1, 2, 4, 8, 32)
+    parameters: ParameterSet, d_in: int, rows: int, token_counts: Sequence[int] = TOKEN_COUNTS
 ) -> tuple[Plan, ...]:
-    """One plan for each of these numbers of tokens in flight: decode, small batches, prefill. Sorted,
-    without repeats.
+    """One plan for each of these numbers of tokens in flight: decode, small batches, prefill. Sorted, without
+    repeats.
 
-    Larger token counts need more memory per weight: about 12·T' bytes.
+    Each plan needs about 12 bytes of memory per weight.
     """
     if parameters.degree != DEGREE:
         raise InvalidInputError(f"plans exist for ring degree {DEGREE}")
@@ -110,24 +120,13 @@ def _best(tokens: int, d_in: int, rows: int) -> Plan:
     candidates = set()
     for plan_rows in range(1, min(rows, MAX_OUTPUTS // tokens) + 1):
         widest = min(DEGREE // (tokens * plan_rows), d_in)
-        # Multiples of 32 let the inverse transform skip most of its work; the last one takes any width.
-        blocks = -(-d_in // widest)
-        width = -(-d_in // blocks)
-        for channels in {
-            widest,
-            min(-(-width // 32) * 32, DEGREE // (tokens * plan_rows)),
-            widest // 32 * 32 or widest,
-        }:
-            candidates.add(Plan(tokens, channels, -(-rows // -(-rows // plan_rows))))
-    return min(
-        candidates,
-        key=lambda plan: (
-            plan.cost(tokens, d_in, rows)
-            + STORAGE_COST * plan.polynomials(d_in, rows)
-            + (0.0 if plan.channels % 32 == 0 else 100.0 * plan.downloads(tokens, rows)),
-            plan,
-        ),
-    )
+        # Multiples of 32 let the inverse transform skip most of its work.
+        for channels in {widest, max(widest // 32 * 32, 1)}:
+            blocks = -(-d_in // channels)
+            rounded = (d_in + 32 * blocks - 1) // (32 * blocks) * 32
+            narrowest = rounded if tokens * rounded * plan_rows <= DEGREE else channels
+            candidates.add(Plan(tokens, narrowest, -(-rows // -(-rows // plan_rows))))
+    return min(candidates, key=lambda plan: (plan.cost(tokens, d_in, rows), plan.channels % 32 != 0, plan))
 
 
 def select_plan(plans: Sequence[Plan], parameters: ParameterSet, tokens: int, d_in: int, rows: int) -> Plan:

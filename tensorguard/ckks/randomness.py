@@ -1,9 +1,8 @@
 """Deterministic public expansion and one-time secret streams, both ChaCha20 (RFC 8439).
 
 Public: K = SHA3-256(label ‖ parameter set ‖ session ‖ identifier ‖ seed), text fields length-prefixed; the
-residues of
-prime i come from ChaCha20(K, counter 0, nonce i). Every secret stream has a key of its own from the
-operating system and a label, so that no public value ever reaches it.
+residues of prime i come from ChaCha20(K, counter 0, nonce i). Every secret stream has a key of its own from
+the operating system and a label, so that no public value ever reaches it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _SLACK_WORDS = 64
 _CIPHERTEXT_LABEL = b"tensafe/ckks/v1/ciphertext"
 _PUBLIC_KEY_LABEL = b"tensafe/ckks/v1/public-key"
 _SECRET_LABEL = b"tensafe/ckks/v1/secret/"
-_ZEROS = bytes(1 << 16)
+_ZEROS = memoryview(bytes(1 << 20))
 
 
 class _KeyStream(Protocol):
@@ -37,9 +36,10 @@ def _chacha20(key: bytes) -> _KeyStream:
 
 
 def _fill(stream: _KeyStream, target: memoryview) -> None:
-    for start in range(0, len(target), len(_ZEROS)):
+    size = len(target)
+    for start in range(0, size, len(_ZEROS)):
         part = target[start : start + len(_ZEROS)]
-        stream.update_into(_ZEROS[: len(part)] if len(part) < len(_ZEROS) else _ZEROS, part)
+        stream.update_into(_ZEROS[: len(part)], part)
 
 
 class UniformExpander:
@@ -49,31 +49,30 @@ class UniformExpander:
         label = _PUBLIC_KEY_LABEL if public_key else _CIPHERTEXT_LABEL
         fields = (label, parameters.name.encode(), session_id)
         self._prefix = b"".join(len(field).to_bytes(4, "little") + field for field in fields)
-        self._primes = [np.uint32(prime) for prime in parameters.primes]
-        self._nonces = [
-            bytes(4) + index.to_bytes(4, "little") + bytes(8) for index in range(len(self._primes))
-        ]
+        self._primes = np.array(parameters.primes, np.uint32)
+        self._nonces = [bytes(4) + index.to_bytes(4, "little") + bytes(8) for index in range(len(self._primes))]
         self._degree = parameters.degree
 
-    def expand(self, identifier: int, seed: bytes, target: npt.NDArray[np.uint32]) -> None:
-        """Fill ``target`` uint32 [primes, N] for this 64-bit identifier and 32-byte seed."""
-        key = hashlib.sha3_256(self._prefix + identifier.to_bytes(8, "little") + seed).digest()
-        stream = _chacha20(key)
-        for index, prime in enumerate(self._primes):
-            stream.reset_nonce(self._nonces[index])
-            expand_prime(stream, prime, target[index])
-
-
-def expand_prime(stream: _KeyStream, prime: np.uint32, target: npt.NDArray[np.uint32]) -> None:
-    """Fill uint32 ``target`` by in-order rejection from the start of ``stream``, drawing more words while
-    needed.
-    """
-    words = np.empty(len(target) + _SLACK_WORDS, "<u4")
-    _fill(stream, words.data.cast("B"))
-    while kernels.accept_residues(words, prime, target) < len(target):
-        more = np.empty(len(target), "<u4")
-        _fill(stream, more.data.cast("B"))
-        words = np.concatenate([words, more])
+    def expand(self, identifiers: list[int], seeds: bytes) -> npt.NDArray[np.uint32]:
+        """uint32 [C, primes, N] for C 64-bit identifiers and C concatenated 32-byte seeds."""
+        count = len(identifiers)
+        words_per_prime = self._degree + _SLACK_WORDS
+        residues = np.empty((count, len(self._primes), self._degree), np.uint32)
+        while True:
+            words = np.empty((count, len(self._primes), words_per_prime), "<u4")
+            target = words.reshape(-1).data.cast("B")
+            step = 4 * words_per_prime
+            for index, identifier in enumerate(identifiers):
+                seed = seeds[SEED_BYTES * index : SEED_BYTES * (index + 1)]
+                key = hashlib.sha3_256(self._prefix + identifier.to_bytes(8, "little") + seed).digest()
+                stream = _chacha20(key)
+                for nonce in self._nonces:
+                    stream.reset_nonce(nonce)
+                    _fill(stream, target[:step])
+                    target = target[step:]
+            if kernels.accept_residues(words, self._primes, residues):
+                return residues
+            words_per_prime *= 2  # the same streams, read further; probability below 2**-200 for real primes
 
 
 class SecretStream:
@@ -90,7 +89,7 @@ class SecretStream:
         """Uniform uint64 of this shape."""
         result = np.empty(shape, "<u8")
         if result.size:
-            _fill(self._stream, result.data.cast("B"))
+            _fill(self._stream, result.reshape(-1).data.cast("B"))
         return result
 
     def ternary(self, count: int, degree: int) -> npt.NDArray[np.uint8]:

@@ -19,9 +19,8 @@ class Ring:
     """Arrays are read-only and shared.
 
     primes uint32 [3]; factors uint32 [3, 3, 2, 4096] (see `ntt.tables`); constants uint32 [3, 4]: p, 2**32
-    mod p, its
-    Shoup quotient, floor(2**32 / p); drops uint32 [3, 2] for the modulus switch: 1/p2 mod p0, 1/p2 mod p1,
-    1/p1 mod p0; flood_offset uint32 [3]: -2**65 mod p.
+    mod p, its Shoup quotient, floor(2**32 / p); drops uint32 [3, 2] for the modulus switch: 1/p2 mod p0, 1/p2
+    mod p1, 1/p1 mod p0; flood_offset uint32 [3]: -2**65 mod p.
     """
 
     primes: Residues
@@ -65,8 +64,3 @@ def ring(parameters: ParameterSet) -> Ring:
     for array in (result.primes, result.constants, result.drops, result.flood_offset):
         array.flags.writeable = False
     return result
-
-
-def trailing_zeros(channels: int) -> int:
-    """How many first stages of the inverse transform a plan with d' channels can skip."""
-    return (channels & -channels).bit_length() - 1

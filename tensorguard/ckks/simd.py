@@ -1,13 +1,13 @@
 """Sixteen-lane building blocks of the kernels, as numba intrinsics that emit LLVM vector instructions.
 
 LLVM's loop vectoriser finds neither the 32-bit high multiplication nor the 16x16 transposition the
-number-theoretic transform needs, so the few hot inner bodies are written here as explicit
-``<16 x i32>`` operations.  They are portable LLVM IR: the back end lowers them to AVX-512, AVX2, NEON or
-scalar code.  There are no branches, table look-ups or divisions that depend on data.
+number-theoretic transform needs, so the few hot inner bodies are written here as explicit ``<16 x i32>``
+operations.  They are portable LLVM IR: the back end lowers them to AVX-512, AVX2, NEON or scalar code.  There
+are no branches, table look-ups or divisions that depend on data.
 
-Lanes hold residues of primes below 2**30.  Multiplication by a constant w uses Shoup's precomputed
-``floor(w * 2**32 / p)``; butterflies are Harvey's lazy ones (D. Harvey, "Faster arithmetic for
-number-theoretic transforms", 2014): forward values stay below 4p, inverse values below 2p.
+Lanes hold residues of primes below 2**30.  Multiplication by a constant w uses Shoup's precomputed ``floor(w
+* 2**32 / p)``; butterflies are Harvey's lazy ones (D. Harvey, "Faster arithmetic for number-theoretic
+transforms", 2014): forward values stay below 4p, inverse values below 2p.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16
+SEGMENT = 64
+"""Coefficients that the multiply-accumulate handles at once."""
 
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
@@ -103,9 +105,9 @@ def _radix8(forward: bool, vector_twiddles: bool, scaled: bool = False) -> Calla
     """Make the intrinsic ``f(x, offset, stride, twiddles, twiddles_shoup, first, prime)``.
 
     It runs three butterfly stages on the rows ``x[offset + k * stride :][:16]``, k = 0..7, in place.  The
-    seven
-    twiddles are ``twiddles[first + i]`` or, if they differ between lanes, ``twiddles[first + 64 i :][:16]``.
-    A scaled inverse also multiplies the outputs that have no twiddle of their own by ``twiddles[0]``.
+    seven twiddles are ``twiddles[first + i]`` or, if they differ between lanes, ``twiddles[first + 64 i
+    :][:16]``. A scaled inverse also multiplies the outputs that have no twiddle of their own by
+    ``twiddles[0]``.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -172,6 +174,56 @@ inverse_block_scaled = _radix8(forward=False, vector_twiddles=False, scaled=True
 inverse_lanes = _radix8(forward=False, vector_twiddles=True)
 
 
+def _inverse_pair(full: bool, vector_twiddles: bool) -> Callable[..., Any]:
+    """Make the intrinsic ``f(x, first, second, kept, twiddles, twiddles_shoup, at, prime)``: one inverse
+    butterfly.
+
+    The difference of ``x[first:][:16]`` and ``x[second:][:16]`` times its twiddle goes to ``x[kept:]``; a
+    full butterfly also puts the sum into ``x[first:]``.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = _Lanes(context, builder)
+        x, first, second, kept, twiddles, shoup, at, prime = arguments
+        origin = lanes.pointer(signature.args[0], x, ir.Constant(_I64, 0))
+        zero = ir.Constant(_I64, 0)
+        bases = lanes.pointer(signature.args[4], twiddles, at), lanes.pointer(signature.args[5], shoup, at)
+        if vector_twiddles:
+            factor, factor_shoup = (lanes.load(base, zero) for base in bases)
+        else:
+            factor, factor_shoup = (lanes.splat(builder.load(base)) for base in bases)
+        prime_lanes = lanes.splat(prime)
+        double = builder.add(prime_lanes, prime_lanes)
+        a, b = lanes.load(origin, first), lanes.load(origin, second)
+        difference = builder.add(builder.sub(a, b), double)
+        if full:
+            lanes.store(lanes.reduce_once(builder.add(a, b), double), origin, first)
+        lanes.store(lanes.multiply_shoup(difference, factor, factor_shoup, prime_lanes), origin, kept)
+        return context.get_dummy_value()
+
+    def typer(
+        typing_context: Any,
+        x: Any,
+        first: Any,
+        second: Any,
+        kept: Any,
+        twiddles: Any,
+        shoup: Any,
+        at: Any,
+        prime: Any,
+    ) -> Any:
+        index = types.intp
+        return types.void(x, index, index, index, twiddles, shoup, index, types.uint32), generate
+
+    return intrinsic(typer)
+
+
+inverse_pair = _inverse_pair(full=True, vector_twiddles=False)
+inverse_pair_lanes = _inverse_pair(full=True, vector_twiddles=True)
+inverse_difference = _inverse_pair(full=False, vector_twiddles=False)
+inverse_difference_lanes = _inverse_pair(full=False, vector_twiddles=True)
+
+
 @intrinsic
 def transpose_tile(
     typing_context: Any, source: Any, source_offset: Any, target: Any, target_offset: Any, stride: Any
@@ -211,6 +263,7 @@ def multiply_accumulate(
     typing_context: Any,
     sums: Any,
     sums_offset: Any,
+    sums_stride: Any,
     weights: Any,
     weights_offset: Any,
     b: Any,
@@ -221,62 +274,78 @@ def multiply_accumulate(
     constants: Any,
     first: Any,
 ) -> Any:
-    """Add Σ_k weights_k · b_k (and · a_k), k < count <= 16, to sixteen lanes of two running sums below 2p.
+    """Add Σ_k weights_k · b_k (and · a_k), k < count <= 16, to SEGMENT lanes of two running sums below 2p.
 
-    ``weights_k = weights[weights_offset + 16 k :][:16]`` and ``b_k = b[offset + stride k :][:16]``
-    (``a_k`` likewise);
-    all below p.  The sums are ``sums[sums_offset :][:16]`` for b and the next sixteen for a.
+    ``weights_k = weights[weights_offset + SEGMENT k :]`` and ``b_k = b[offset + stride k :]`` (``a_k``
+    likewise), all below p. The sums are at ``sums[sums_offset :]`` for b and ``sums_stride`` further for a.
     ``constants[first:]`` holds p, 2**32 mod p, floor(2**32 (2**32 mod p) / p) and floor(2**32 / p).
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         lanes = _Lanes(context, builder)
-        sums, sums_offset, weights, weights_offset, b, a, offset, stride, count, constants, first = arguments
+        (
+            sums,
+            sums_offset,
+            sums_stride,
+            weights,
+            weights_offset,
+            b,
+            a,
+            offset,
+            stride,
+            count,
+            constants,
+            first,
+        ) = arguments
         kinds = signature.args
         sums_at = lanes.pointer(kinds[0], sums, sums_offset)
-        weights_at = lanes.pointer(kinds[2], weights, weights_offset)
-        inputs_at = [lanes.pointer(kinds[4], b, offset), lanes.pointer(kinds[5], a, offset)]
-        constants_at = lanes.pointer(kinds[9], constants, first)
-        prime, word, word_shoup, unit_shoup = (
-            lanes.splat(builder.load(builder.gep(constants_at, [ir.Constant(_I64, index)])))
-            for index in range(4)
-        )
-        prime_even, word_even, word_shoup_even, unit_even = (
-            lanes.even(value) for value in (prime, word, word_shoup, unit_shoup)
-        )
-        accumulators = [cgutils.alloca_once_value(builder, _splat64(0)) for _ in range(4)]
+        weights_at = lanes.pointer(kinds[3], weights, weights_offset)
+        inputs_at = [lanes.pointer(kinds[5], b, offset), lanes.pointer(kinds[6], a, offset)]
+        constants_at = lanes.pointer(kinds[10], constants, first)
+        vectors = range(SEGMENT // LANES)
+        # A 64-bit accumulator for each vector, input and lane parity; LLVM keeps them in registers.
+        halves = [(vector, which, half) for vector in vectors for which in range(2) for half in range(2)]
+        accumulators = {key: cgutils.alloca_once_value(builder, _splat64(0)) for key in halves}
         with cgutils.for_range(builder, count) as loop:
-            weight = lanes.load(weights_at, builder.mul(loop.index, ir.Constant(_I64, LANES)))
-            weight_even, weight_odd = lanes.even(weight), lanes.odd(weight)
-            for which, input_at in enumerate(inputs_at):
-                value = lanes.load(input_at, builder.mul(loop.index, stride))
-                products = (
-                    builder.mul(lanes.even(value), weight_even),
-                    builder.mul(lanes.odd(value), weight_odd),
-                )
-                for half, product in enumerate(products):
-                    slot = accumulators[2 * which + half]
-                    builder.store(builder.add(builder.load(slot), product), slot)
+            weight_at = builder.mul(loop.index, ir.Constant(_I64, SEGMENT))
+            input_at = builder.mul(loop.index, stride)
+            for vector in vectors:
+                step = ir.Constant(_I64, LANES * vector)
+                weight = lanes.load(weights_at, builder.add(weight_at, step))
+                for which, base in enumerate(inputs_at):
+                    value = lanes.load(base, builder.add(input_at, step))
+                    for half, part in enumerate((lanes.even, lanes.odd)):
+                        slot = accumulators[vector, which, half]
+                        product = builder.mul(part(value), part(weight))
+                        builder.store(builder.add(builder.load(slot), product), slot)
+
+        prime, word, word_shoup, unit_shoup = (
+            lanes.splat(builder.load(builder.gep(constants_at, [ir.Constant(_I64, index)]))) for index in range(4)
+        )
 
         def reduce(total: Any) -> Any:
             """A 64-bit total to [0, 4p): high word times 2**32 mod p, plus low word, both by Shoup."""
             high, low = builder.lshr(total, _SHIFT), builder.and_(total, _LOW)
-            high_quotient = builder.lshr(builder.mul(high, word_shoup_even), _SHIFT)
-            low_quotient = builder.lshr(builder.mul(low, unit_even), _SHIFT)
-            product = builder.sub(builder.mul(high, word_even), builder.mul(high_quotient, prime_even))
-            return builder.add(product, builder.sub(low, builder.mul(low_quotient, prime_even)))
+            high_quotient = builder.lshr(builder.mul(high, lanes.even(word_shoup)), _SHIFT)
+            low_quotient = builder.lshr(builder.mul(low, lanes.even(unit_shoup)), _SHIFT)
+            quotient = builder.mul(builder.add(high_quotient, low_quotient), lanes.even(prime))
+            return builder.sub(builder.add(builder.mul(high, lanes.even(word)), low), quotient)
 
         double = builder.add(prime, prime)
-        for which in range(2):
-            even, odd = (reduce(builder.load(accumulators[2 * which + half])) for half in range(2))
-            total = builder.bitcast(builder.or_(even, builder.shl(odd, _SHIFT)), _V32)
-            position = ir.Constant(_I64, LANES * which)
-            total = builder.add(lanes.load(sums_at, position), lanes.reduce_once(total, double))
-            lanes.store(lanes.reduce_once(total, double), sums_at, position)
+        for vector in vectors:
+            for which in range(2):
+                even, odd = (reduce(builder.load(accumulators[vector, which, half])) for half in range(2))
+                total = builder.bitcast(builder.or_(even, builder.shl(odd, _SHIFT)), _V32)
+                position = builder.add(
+                    builder.mul(sums_stride, ir.Constant(_I64, which)), ir.Constant(_I64, LANES * vector)
+                )
+                total = builder.add(lanes.load(sums_at, position), lanes.reduce_once(total, double))
+                lanes.store(lanes.reduce_once(total, double), sums_at, position)
         return context.get_dummy_value()
 
     index = types.intp
-    return types.void(sums, index, weights, index, b, a, index, index, index, constants, index), generate
+    signature = types.void(sums, index, index, weights, index, b, a, index, index, index, constants, index)
+    return signature, generate
 
 
 @intrinsic

@@ -12,7 +12,7 @@ from tensorguard.ckks import kernels
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.ckks.plan import DEGREE, MAX_CHANNELS, MAX_ROWS, Plan
 from tensorguard.ckks.ring import Residues, ring
-from tensorguard.ckks.simd import LANES
+from tensorguard.ckks.simd import SEGMENT
 from tensorguard.errors import InvalidInputError, NotFoundError
 
 
@@ -21,9 +21,8 @@ class GroupWeights:
     """Fixed-point weights of the projections that share an input: ``A'[j] ≈ integers[j] *
     2.0**-scale_exponents[j]``.
 
-    integers int32 [rows, d_in]; scale_exponents one int per row; norm_bound the public bound on the
-    Frobenius norm of
-    each projection's integers, so on each row's norm. Raises InvalidInputError if a row exceeds it.
+    integers int32 [rows, d_in]; scale_exponents one int per row; norm_bound the public bound on the Frobenius
+    norm of each projection's integers, so on each row's norm. Raises InvalidInputError if a row exceeds it.
     """
 
     integers: npt.NDArray[np.int32]
@@ -67,10 +66,7 @@ class EncodedGroup:
         self.plans = frozenset(plans)
         self.rows, self.d_in = weights.rows, weights.d_in
         self.parameters = parameters
-        self._shapes = {
-            shape: _encode(weights.integers, parameters, *shape)
-            for shape in sorted({(plan.channels, plan.rows) for plan in self.plans})
-        }
+        self._encoded = {plan: _encode(weights.integers, parameters, plan) for plan in sorted(self.plans)}
 
     def __repr__(self) -> str:
         plans = sorted(plan.identifier for plan in self.plans)
@@ -79,26 +75,31 @@ class EncodedGroup:
     @property
     def nbytes(self) -> int:
         """Bytes of transformed weights held."""
-        return sum(encoded.nbytes for encoded in self._shapes.values())
+        return sum(encoded.nbytes for encoded in self._encoded.values())
 
     def encoded(self, plan: Plan) -> Residues:
-        """uint32 [row groups, primes, 256, blocks, 16]. Raises NotFoundError for a plan that was not
-        compiled.
-        """
-        if plan not in self.plans:
-            raise NotFoundError(f"plan {plan.identifier} is not one this adapter was packaged with")
-        return self._shapes[plan.channels, plan.rows]
+        """As `kernels.encode_weights` lays them out. Raises NotFoundError for a plan that was not compiled."""
+        try:
+            return self._encoded[plan]
+        except KeyError:
+            raise NotFoundError(f"plan {plan.identifier} is not one this adapter was packaged with") from None
 
 
-def _encode(integers: npt.NDArray[np.int32], parameters: ParameterSet, channels: int, rows: int) -> Residues:
+def _encode(integers: npt.NDArray[np.int32], parameters: ParameterSet, plan: Plan) -> Residues:
     constants = ring(parameters)
-    blocks, groups = -(-integers.shape[1] // channels), -(-integers.shape[0] // rows)
-    encoded = np.empty((groups, len(parameters.primes), DEGREE // LANES, blocks, LANES), np.uint32)
+    rows, d_in = integers.shape
+    shape = (
+        len(parameters.primes),
+        SEGMENT // plan.tokens,
+        plan.row_groups(rows),
+        plan.blocks(d_in),
+        SEGMENT,
+    )
+    encoded = np.empty(shape, np.uint32)
     scratch, transformed = np.empty((2, DEGREE), np.uint32)
     kernels.encode_weights(
         np.ascontiguousarray(integers),
-        channels,
-        rows,
+        plan.shape,
         encoded,
         scratch,
         transformed,
