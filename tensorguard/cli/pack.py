@@ -11,9 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from tensorguard.ckks.parameters import PARAMETER_SETS
 from tensorguard.crypto.signatures import SigningKeys
-from tensorguard.errors import ConfigurationError, PermissionDeniedError
+from tensorguard.errors import PermissionDeniedError
 from tensorguard.package.contract import DEFAULT_PRIVACY_BOUND_LOG2
 from tensorguard.package.manifest import ReleasePolicy
+from tensorguard.package.publishers import DEFAULT_ATTESTOR_STATE, remember_publisher
 from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import DEFAULT_TOKEN_BUDGET, pack_adapter
 
@@ -22,28 +23,24 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 
 @app.command()
 def pack(
-    adapter: Annotated[
-        Path, typer.Option(help="Folder with adapter_config.json and adapter_model.safetensors.")
-    ],
+    adapter: Annotated[Path, typer.Option(help="Folder with adapter_config.json and adapter_model.safetensors.")],
     base_model: Annotated[Path, typer.Option(help="Folder of the base model the adapter was trained on.")],
     output: Annotated[Path, typer.Option(help="The package to make; must not exist.")],
     tenant: Annotated[str, typer.Option(help="Who owns the adapter.")],
     package_id: Annotated[str, typer.Option(help="Name of the adapter; also its model name.")],
     sequence: Annotated[int, typer.Option(min=1, help="Version; each new one must be higher.")],
-    attestor_state: Annotated[Path, typer.Option(help="State directory of the attestor that keeps the key.")],
     signing_key: Annotated[Path, typer.Option(help="Private key file made by `tensafe keys generate`.")],
+    attestor_state: Annotated[
+        Path, typer.Option(help="State directory of the attestor that keeps the key.")
+    ] = DEFAULT_ATTESTOR_STATE,
     parameter_set: Annotated[
         str | None,
-        typer.Option(
-            help=f"One of {', '.join(sorted(PARAMETER_SETS))}; default: the first that is exact enough."
-        ),
+        typer.Option(help=f"One of {', '.join(sorted(PARAMETER_SETS))}; default: the first that is exact enough."),
     ] = None,
     token_budget: Annotated[
         int, typer.Option(min=1, help="Tokens that this version may serve in all.")
     ] = DEFAULT_TOKEN_BUDGET,
-    expires_days: Annotated[
-        int, typer.Option(min=1, max=36500, help="Days until the package expires.")
-    ] = 365,
+    expires_days: Annotated[int, typer.Option(min=1, max=36500, help="Days until the package expires.")] = 365,
     privacy_bound: Annotated[
         int, typer.Option(min=-256, max=0, help="Largest statistical distance over the budget, as log2.")
     ] = DEFAULT_PRIVACY_BOUND_LOG2,
@@ -52,7 +49,9 @@ def pack(
     ] = None,
 ) -> None:
     """Seal a PEFT adapter into a .tssp package and register its content key with an attestor."""
+    attestor_state = attestor_state.expanduser()
     registry = PackageKeyRegistry(attestor_state)
+    keys = SigningKeys.read(signing_key)
     newest = registry.newest_sequence(tenant, package_id)
     if newest is not None and sequence <= newest:
         raise PermissionDeniedError(
@@ -75,7 +74,7 @@ def pack(
             tenant=tenant,
             package_id=package_id,
             sequence=sequence,
-            signing_keys=SigningKeys.read(signing_key),
+            signing_keys=keys,
             key_registrar=registry.register,
             parameter_set=parameter_set,
             token_budget=token_budget,
@@ -84,6 +83,7 @@ def pack(
             release_policy=None if policy is None else _release_policy(policy),
             progress=report,
         )
+    remember_publisher(attestor_state, keys.public)
     contract = verified.manifest.moai
     typer.echo(
         f"{output}: {tenant}/{package_id} sequence {sequence}, {len(contract.groups)} groups, "
@@ -96,6 +96,4 @@ def _release_policy(path: Path) -> ReleasePolicy:
     from tensorguard.evidence.policy import load_policy  # the evidence layer is needed for this option only
 
     policy = load_policy(path)
-    if not policy.id:
-        raise ConfigurationError(f"{path} has no id")
     return ReleasePolicy(id=policy.id, sha256=policy.sha256)

@@ -20,9 +20,7 @@ def reference(identity: BaseModelIdentity) -> BaseModelReference:
 def check_base_model(manifest: Manifest, identity: BaseModelIdentity) -> None:
     """Raise BaseModelMismatchError, naming what differs, unless the package was made for this model."""
     wanted = manifest.base_model
-    expected = BaseModelIdentity(
-        wanted.name, wanted.config_sha256, wanted.tokenizer_sha256, wanted.weight_index_sha256
-    )
+    expected = BaseModelIdentity(wanted.name, wanted.config_sha256, wanted.tokenizer_sha256, wanted.weight_index_sha256)
     if differences := expected.differences(identity):
         raise BaseModelMismatchError(
             f"package {manifest.tenant}/{manifest.package_id} was made for base model {wanted.name}; "

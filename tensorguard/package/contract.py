@@ -35,8 +35,7 @@ def package_total_variation(
     Kullback-Leibler divergences of independent responses add, so the squares of the bounds do (Pinsker).
     """
     squares = sum(
-        4.0 ** total_variation(parameters, weights, plans, token_budget * weights.rows)
-        for weights, plans in groups
+        4.0 ** total_variation(parameters, weights, plans, token_budget * weights.rows) for weights, plans in groups
     )
     return 0.5 * math.log2(squares)
 
@@ -56,9 +55,7 @@ def check_contract(manifest: Manifest, privacy_bound_log2: int = DEFAULT_PRIVACY
         group_plans(group)
         largest_rank = max(projection.rank for projection in group.projections)
         if group.norm_bound != parameters.norm_bound(group.d_in, largest_rank):
-            raise PackageError(
-                f"layer {group.layer} {group.group}: norm_bound is not that of {parameters.name}"
-            )
+            raise PackageError(f"layer {group.layer} {group.group}: norm_bound is not that of {parameters.name}")
         if group.error_bound > ERROR_BOUND:
             raise PackageError(f"layer {group.layer} {group.group}: error_bound is over {ERROR_BOUND}")
     check_privacy(contract.total_variation_log2, min(contract.privacy_bound_log2, privacy_bound_log2))

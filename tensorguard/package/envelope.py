@@ -71,9 +71,7 @@ def read_envelope(stream: BinaryIO) -> bytes:
         raise PackageError("this is not a .tssp package")
     _, version, flags, manifest_bytes, signature_bytes = _HEADER.unpack(header)
     if version != VERSION or flags != 0:
-        raise PackageError(
-            f"package format version {version} (flags {flags}) is not known; this is version {VERSION}"
-        )
+        raise PackageError(f"package format version {version} (flags {flags}) is not known; this is version {VERSION}")
     if not 2 <= manifest_bytes <= MAX_MANIFEST_BYTES or signature_bytes != SIGNATURES_BYTES:
         raise PackageError("the package header is malformed: impossible lengths")
     rest = stream.read(manifest_bytes + SIGNATURES_BYTES)
@@ -92,9 +90,7 @@ def verify_envelope(envelope: bytes, trusted: VerifyingKeys | Sequence[Verifying
     signer = next((key for key in keys if key.key_id == key_id), None)
     if signer is None:
         known = ", ".join(key.key_id[:16] for key in keys) or "none"
-        raise PackageError(
-            f"the package is signed by key {key_id[:16]}, which is not trusted here (trusted: {known})"
-        )
+        raise PackageError(f"the package is signed by key {key_id[:16]}, which is not trusted here (trusted: {known})")
     signer.verify(PAYLOAD_TYPE, manifest, signature)
     return VerifiedManifest(parse_manifest(manifest), hashlib.sha256(manifest).hexdigest(), key_id, envelope)
 
@@ -102,9 +98,7 @@ def verify_envelope(envelope: bytes, trusted: VerifyingKeys | Sequence[Verifying
 def parse_envelope(envelope: bytes) -> UnverifiedManifest:
     """Parse without checking any signature, for display."""
     manifest, key_id, _ = _split(envelope)
-    return UnverifiedManifest(
-        parse_manifest(manifest), hashlib.sha256(manifest).hexdigest(), key_id, envelope
-    )
+    return UnverifiedManifest(parse_manifest(manifest), hashlib.sha256(manifest).hexdigest(), key_id, envelope)
 
 
 def _split(envelope: bytes) -> tuple[bytes, str, DualSignature]:
@@ -113,10 +107,7 @@ def _split(envelope: bytes) -> tuple[bytes, str, DualSignature]:
     magic, version, flags, manifest_bytes, signature_bytes = _HEADER.unpack_from(envelope)
     if (magic, version, flags, signature_bytes) != (MAGIC, VERSION, 0, SIGNATURES_BYTES):
         raise PackageError("this is not the envelope of a version 1 .tssp package")
-    if (
-        manifest_bytes > MAX_MANIFEST_BYTES
-        or len(envelope) != _HEADER.size + manifest_bytes + SIGNATURES_BYTES
-    ):
+    if manifest_bytes > MAX_MANIFEST_BYTES or len(envelope) != _HEADER.size + manifest_bytes + SIGNATURES_BYTES:
         raise PackageError("the package header is malformed: impossible lengths")
     manifest, signatures = envelope[_HEADER.size : -SIGNATURES_BYTES], envelope[-SIGNATURES_BYTES:]
     key_id, rest = signatures[:KEY_ID_BYTES], signatures[KEY_ID_BYTES:]

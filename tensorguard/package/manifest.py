@@ -113,9 +113,7 @@ class Group(_Strict):
     def scale_exponents(self) -> tuple[int, ...]:
         """One exponent for each row."""
         return tuple(
-            exponent
-            for projection in self.projections
-            for exponent in (projection.scale_exponent,) * projection.rank
+            exponent for projection in self.projections for exponent in (projection.scale_exponent,) * projection.rank
         )
 
     @model_validator(mode="after")

@@ -39,29 +39,21 @@ def part_context(tenant: str, package_id: str, sequence: int, key_id: str, name:
 
 def context_of(manifest: Manifest, part: Part) -> bytes:
     """`part_context` with the values of a manifest."""
-    return part_context(
-        manifest.tenant, manifest.package_id, manifest.sequence, manifest.key_id, part.name, part.role
-    )
+    return part_context(manifest.tenant, manifest.package_id, manifest.sequence, manifest.key_id, part.name, part.role)
 
 
 def encode_weights(groups: Sequence[FactoredGroup]) -> bytes:
     """The weights part. The smallest integer type that holds every value is used for all of them."""
     largest = max(int(np.abs(group.integers).max()) for group in groups)
     kind = next(kind for kind in (np.int8, np.int16, np.int32) if largest <= np.iinfo(kind).max)
-    data: bytes = save(
-        {f"layer.{group.layer}.{group.group}": group.integers.astype(kind) for group in groups}
-    )
+    data: bytes = save({f"layer.{group.layer}.{group.group}": group.integers.astype(kind) for group in groups})
     return data
 
 
 def encode_basis(groups: Sequence[FactoredGroup]) -> bytes:
     """The basis part."""
     data: bytes = save(
-        {
-            f"layer.{group.layer}.{name}": np.ascontiguousarray(u)
-            for group in groups
-            for name, u in group.u.items()
-        }
+        {f"layer.{group.layer}.{name}": np.ascontiguousarray(u) for group in groups for name, u in group.u.items()}
     )
     return data
 

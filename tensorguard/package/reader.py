@@ -84,21 +84,15 @@ def read_adapter(
     """
     manifest = verified.manifest
     if (time.time() if now is None else now) >= manifest.expires:
-        raise PackageError(
-            f"package {manifest.tenant}/{manifest.package_id} has expired; pack a new sequence"
-        )
+        raise PackageError(f"package {manifest.tenant}/{manifest.package_id} has expired; pack a new sequence")
     parameters = check_contract(manifest, privacy_bound_log2)
     if key_id(content_key) != manifest.key_id:
         raise PackageKeyError(
-            f"this is not the content key of {manifest.tenant}/{manifest.package_id} "
-            f"sequence {manifest.sequence}"
+            f"this is not the content key of {manifest.tenant}/{manifest.package_id} sequence {manifest.sequence}"
         )
     with open_package(path) as stream:
         _seek_parts(stream, verified)
-        plain = {
-            part.role: _decrypt(content_key, manifest, part, _read_part(stream, part))
-            for part in manifest.parts
-        }
+        plain = {part.role: _decrypt(content_key, manifest, part, _read_part(stream, part)) for part in manifest.parts}
     integers = decode_weights(manifest, plain["weights"])
     decode_basis(manifest, plain["basis"])
     try:
@@ -110,9 +104,7 @@ def read_adapter(
         raise PackageError(f"the weights break the package's contract: {error}") from None
     check_weights(manifest, parameters, weights, privacy_bound_log2)
     return AdapterContents(
-        groups=tuple(
-            GroupContents(group, member) for group, member in zip(manifest.moai.groups, weights, strict=True)
-        ),
+        groups=tuple(GroupContents(group, member) for group, member in zip(manifest.moai.groups, weights, strict=True)),
         u=plain["basis"],
     )
 
@@ -140,6 +132,4 @@ def _decrypt(content_key: bytes, manifest: Manifest, part: Part, data: bytes) ->
     try:
         return open_part(content_key, context_of(manifest, part), data)
     except InvalidInputError:
-        raise PackageTamperedError(
-            f"part {part.name} does not open: it was not sealed for this package"
-        ) from None
+        raise PackageTamperedError(f"part {part.name} does not open: it was not sealed for this package") from None

@@ -148,9 +148,7 @@ class PackageKeyRegistry:
                     (*_public_columns(record), wrapped),
                 )
             except sqlite3.IntegrityError:
-                raise PermissionDeniedError(
-                    "this manifest digest or key id belongs to another package"
-                ) from None
+                raise PermissionDeniedError("this manifest digest or key id belongs to another package") from None
             connection.execute("COMMIT")
         return record
 
@@ -199,9 +197,7 @@ class PackageKeyRegistry:
             connection.close()  # rolls an open transaction back
 
     @staticmethod
-    def _select(
-        connection: sqlite3.Connection, tenant: str, package_id: str, sequence: int
-    ) -> sqlite3.Row | None:
+    def _select(connection: sqlite3.Connection, tenant: str, package_id: str, sequence: int) -> sqlite3.Row | None:
         row: sqlite3.Row | None = connection.execute(
             "SELECT * FROM packages WHERE tenant = ? AND package_id = ? AND sequence = ?",
             (check_name(tenant, "tenant"), check_name(package_id, "package id"), check_sequence(sequence)),
@@ -220,9 +216,7 @@ class PackageKeyRegistry:
         sealed = RegisteredPackage(**columns, content_key=b"")
         wrapped = bytes(row["wrapped_key"])
         try:
-            key = AESGCM(self._kek).decrypt(
-                wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], _associated_data(sealed)
-            )
+            key = AESGCM(self._kek).decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], _associated_data(sealed))
         except (InvalidTag, ValueError):
             raise PackageKeyError(
                 f"the stored key of {sealed.tenant}/{sealed.package_id} cannot be opened: "

@@ -197,9 +197,7 @@ def _candidates(name: str | None) -> list[ParameterSet]:
 
 
 def _weights(group: FactoredGroup) -> GroupWeights:
-    exponents = tuple(
-        exponent for info in group.projections for exponent in (info.scale_exponent,) * info.rank
-    )
+    exponents = tuple(exponent for info in group.projections for exponent in (info.scale_exponent,) * info.rank)
     return GroupWeights(group.integers, exponents, group.norm_bound)
 
 

@@ -98,9 +98,7 @@ def test_tenants_are_separate(registry: PackageKeyRegistry) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"manifest_digest": f"{1:064x}"}, {"key_id": f"{1:032x}"}])
-def test_a_digest_or_key_belongs_to_one_package(
-    registry: PackageKeyRegistry, changes: dict[str, Any]
-) -> None:
+def test_a_digest_or_key_belongs_to_one_package(registry: PackageKeyRegistry, changes: dict[str, Any]) -> None:
     registry.register(**release())
     with pytest.raises(PermissionDeniedError):
         registry.register(**release(sequence=2, **changes))
@@ -142,9 +140,7 @@ def test_malformed_values_are_refused(registry: PackageKeyRegistry, changes: dic
     ("column", "value"),
     [("token_budget", 10**9), ("expires_at", 2**40), ("key_id", "ee" * 16), ("registered_at", 1)],
 )
-def test_an_edited_row_gives_no_key(
-    registry: PackageKeyRegistry, tmp_path: Path, column: str, value: Any
-) -> None:
+def test_an_edited_row_gives_no_key(registry: PackageKeyRegistry, tmp_path: Path, column: str, value: Any) -> None:
     registry.register(**release())
     with sqlite3.connect(tmp_path / "attestor" / "packages.sqlite3") as connection:
         connection.execute(f"UPDATE packages SET {column} = ?", (value,))
@@ -156,9 +152,7 @@ def test_a_key_moved_to_another_row_gives_no_key(registry: PackageKeyRegistry, t
     registry.register(**release(sequence=1))
     registry.register(**release(sequence=2))
     with sqlite3.connect(tmp_path / "attestor" / "packages.sqlite3") as connection:
-        connection.execute(
-            "UPDATE packages SET wrapped_key = (SELECT wrapped_key FROM packages WHERE sequence = 1)"
-        )
+        connection.execute("UPDATE packages SET wrapped_key = (SELECT wrapped_key FROM packages WHERE sequence = 1)")
     with pytest.raises(PackageKeyError):
         registry.lookup("acme", "law-style", 2, f"{2:064x}")
 
