@@ -23,6 +23,7 @@ from tensorguard.evidence.platform import Platform
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
 from tensorguard.observability.metrics import serve_metrics
 from tensorguard.rpc.server import Server, ServerOptions, build_server
+from tensorguard.session.warm_up import warm_up
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +70,8 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         tokens_per_lease=settings.tokens_per_lease,
         privacy_bound_log2=settings.privacy_bound_log2,
     )
+    log.info("compiling kernels (some seconds the first time on a machine)")
+    warm_up()
     store, keepers = AdapterStore(), []
     for path in settings.packages:
         adapter = opener.open(path)

@@ -37,6 +37,8 @@ from tensorguard.session.transcript import NONCE_BYTES, SESSION_ID_BYTES, Sessio
 
 log = structlog.get_logger(__name__)
 
+_RECEIVED, _SENT = HE_BYTES.labels("received"), HE_BYTES.labels("sent")
+
 RULES = {
     "ListAdapters": PUBLIC,
     "GetStatus": PUBLIC,
@@ -167,9 +169,9 @@ class HeLoraServicer:
             for message in request_iterator:
                 if not self._registry.alive(session):
                     raise NotFoundError("the session has expired: begin a new one")
-                HE_BYTES.labels("received").inc(len(message))
+                _RECEIVED.inc(len(message))
                 answer = self._evaluation.answer(session, message)
-                HE_BYTES.labels("sent").inc(len(answer))
+                _SENT.inc(len(answer))
                 yield answer
         except grpc.RpcError:
             return  # the host went away

@@ -131,7 +131,9 @@ class SessionRegistry:
         now = self.clock()
         if not session.keys:
             return now - session.opened_at > PENDING_SECONDS
-        return now - session.opened_at > self._life or now - session.used_at > self._idle
+        # A session with a stream is in use however little it asks; the transport notices hosts that are gone.
+        idle = not session.streaming and now - session.used_at > self._idle
+        return idle or now - session.opened_at > self._life
 
     def _drop_expired(self) -> None:
         for session_id in [name for name, session in self._sessions.items() if self._expired(session)]:

@@ -58,7 +58,7 @@ class HeLoraSettings(BaseSettings):
     )
     max_sessions: int = Field(32, ge=1, le=1024, description="open sessions at a time; each holds a thread")
     session_idle_seconds: float = Field(
-        900.0, gt=0, description="an unused session is dropped after this time"
+        900.0, gt=0, description="a session without a stream is dropped after this time"
     )
     session_life_seconds: float = Field(
         7200.0, gt=0, description="a session ends after this time; the host then attests again"

@@ -37,6 +37,7 @@ from tensorguard.session.adapter import AttachedAdapter, GroupShape, open_adapte
 from tensorguard.session.handshake import HostHandshake
 from tensorguard.session.stats import SessionStats
 from tensorguard.session.stream import EvaluationStream, Reply
+from tensorguard.session.warm_up import warm_up
 
 log = structlog.get_logger(__name__)
 
@@ -155,6 +156,7 @@ class CoprocessorSession:
         serves. Raises UnavailableError, EvidenceRefusedError, TokenError, PermissionDeniedError,
         AuthenticationError, ConfigurationError.
         """
+        warm_up()
         session = cls(
             endpoint, workload, get_parameter_set(parameter_set), verify_keys, options or SessionOptions()
         )
@@ -194,6 +196,8 @@ class CoprocessorSession:
             if link is None or not link.alive:
                 return PendingDelta(self, None, None, ())
             try:
+                if name not in self._adapters:
+                    raise InvalidInputError("the adapter is not attached")
                 shape = self._adapters[name].shape(layer, group)
                 if x.ndim != 2 or x.shape[1] != shape.d_in or not len(x):
                     raise InvalidInputError(f"{group} of layer {layer} takes activations [T, {shape.d_in}]")
@@ -293,6 +297,9 @@ class CoprocessorSession:
             )
             encrypted = key.host.encrypt(rows, part_plan, shape.norm_bound)
             seconds += time.perf_counter() - started
+            if key.host.closed:
+                # A key that is wiped while it is used encrypts to something readable: nothing of it leaves.
+                raise UnavailableError("the key was destroyed during encryption")
 
             def build(request_id: int, encrypted: EncryptedActivations = encrypted) -> bytes:
                 return frames.write_request(
@@ -345,6 +352,9 @@ class CoprocessorSession:
                     raise DeltaUnavailableError(_NO_DELTA)
                 rows = EvaluatedRows(c1=response.c1, c0=response.c0)
                 results.append(part.key.decrypt(part.encrypted, rows, shape.rows, shape.row_scales))
+                if part.key.closed:
+                    # Another thread may have wiped the key meanwhile, and z would be noise.
+                    raise UnavailableError("the key was destroyed during decryption")
                 self.stats.count(response.counts)
                 self.stats.add(
                     wait_seconds=received - started,

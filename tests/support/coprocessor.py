@@ -1,4 +1,4 @@
-"""A whole small world in one process: attestor, sealed adapter, coprocessor. Everything real but the hardware."""
+"""A whole small world in one process: attestor, sealed adapter, coprocessor. All real but the hardware."""
 
 from __future__ import annotations
 

@@ -1,0 +1,41 @@
+"""Compile the kernels as a session uses them, before the first request waits for it."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from tensorguard.ckks.evaluator import Evaluator
+from tensorguard.ckks.host import HostSession
+from tensorguard.ckks.messages import EvaluatedRows
+from tensorguard.ckks.parameters import DEFAULT_PARAMETER_SET, get_parameter_set
+from tensorguard.ckks.plan import Plan
+from tensorguard.ckks.weights import EncodedGroup, GroupWeights
+from tensorguard.session import frames
+from tensorguard.session.transcript import SESSION_ID_BYTES
+
+
+def warm_up() -> None:
+    """One tiny product of zeros through the frames, all in this process, with keys that are thrown away.
+
+    Arrays in received frames are read-only, for which the kernels are compiled apart. The first time on a machine
+    takes some seconds; later numba's cache has them.
+    """
+    parameters, plan = get_parameter_set(DEFAULT_PARAMETER_SET), Plan(1, 32, 1)
+    group = EncodedGroup(GroupWeights(np.zeros((1, 1), np.int32), (0,), 1.0), parameters, [plan])
+    seed, session_id = os.urandom(32), os.urandom(SESSION_ID_BYTES)
+    host = HostSession.create(parameters, seed, session_id)
+    public_key = np.frombuffer(host.public_key.tobytes(), "<u4").reshape(host.public_key.shape)
+    evaluator = Evaluator(parameters, public_key, seed, session_id)
+    encrypted = host.encrypt(np.zeros((1, 1)), plan, 1.0)
+    sent = frames.EvaluationRequest(
+        *(1, 0, 0, "qkv", plan, 1, 0), ids=encrypted.ids, seeds=encrypted.seeds, b=encrypted.b
+    )
+    request = frames.read_request(frames.write_request(sent), parameters)
+    rows = evaluator.evaluate(group, plan, 1, request.ids, request.seeds, request.b)
+    answer = frames.EvaluationResponse(1, rows.c1, rows.c0, 0, frames.OperationCounts())
+    response = frames.read_response(frames.write_response(answer), parameters)
+    assert isinstance(response, frames.EvaluationResponse)
+    host.decrypt(encrypted, EvaluatedRows(c1=response.c1, c0=response.c0), 1, np.ones(1))
+    host.close()

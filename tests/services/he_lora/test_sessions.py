@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from services.he_lora.sessions import KEPT_KEYS, PENDING_SECONDS, Session, SessionRegistry
+from tensorguard.ckks.parameters import DEFAULT_PARAMETER_SET, get_parameter_set
+from tensorguard.errors import InvalidInputError, NotFoundError, UnavailableError
+from tensorguard.session.transcript import SessionTranscript
+
+EVALUATOR: Any = object()
+HOST: Any = object()
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def registry(clock: Clock) -> SessionRegistry:
+    return SessionRegistry(limit=2, idle_seconds=100, life_seconds=1000, clock=clock)
+
+
+def session(clock: Clock, *, completed: bool = True) -> Session:
+    transcript = SessionTranscript(
+        "t", DEFAULT_PARAMETER_SET, os.urandom(16), os.urandom(32), os.urandom(32), "host", "coprocessor"
+    )
+    made = Session(transcript, get_parameter_set(DEFAULT_PARAMETER_SET), HOST, clock.now, clock.now)
+    if completed:
+        made.add_key(0, EVALUATOR)
+    return made
+
+
+def test_number_of_sessions_is_bounded(registry: SessionRegistry, clock: Clock) -> None:
+    first = session(clock)
+    registry.add(first)
+    registry.add(session(clock))
+    with pytest.raises(UnavailableError, match="all 2 sessions"):
+        registry.add(session(clock))
+    registry.remove(first.transcript.session_id)
+    registry.add(session(clock))
+    assert len(registry) == 2
+
+
+def test_unknown_session(registry: SessionRegistry) -> None:
+    for name in (b"", b"x" * 16):
+        with pytest.raises(NotFoundError):
+            registry.get(name)
+
+
+def test_pending_sessions_expire_soon_and_serve_nothing(registry: SessionRegistry, clock: Clock) -> None:
+    pending = session(clock, completed=False)
+    registry.add(pending)
+    with pytest.raises(NotFoundError, match="no public key"):
+        registry.get(pending.transcript.session_id)
+    assert registry.get(pending.transcript.session_id, completed=False) is pending
+    clock.now = PENDING_SECONDS + 1
+    with pytest.raises(NotFoundError):
+        registry.get(pending.transcript.session_id, completed=False)
+    assert len(registry) == 0
+
+
+def test_idle_sessions_expire_unless_they_have_a_stream(registry: SessionRegistry, clock: Clock) -> None:
+    idle, streaming = session(clock), session(clock)
+    streaming.streaming = True
+    registry.add(idle)
+    registry.add(streaming)
+    clock.now = 101
+    assert not registry.alive(idle) and registry.alive(streaming)
+    clock.now = 1001
+    assert not registry.alive(streaming), "no session lives for ever"
+
+
+def test_use_keeps_a_session(registry: SessionRegistry, clock: Clock) -> None:
+    used = session(clock)
+    registry.add(used)
+    for _ in range(5):
+        clock.now += 90
+        assert registry.get(used.transcript.session_id) is used
+
+
+def test_keys_come_in_order_and_old_ones_go(clock: Clock) -> None:
+    made = session(clock)
+    for number in (0, 2):
+        with pytest.raises(InvalidInputError, match="next key number"):
+            made.add_key(number, EVALUATOR)
+    for number in range(1, 4):
+        made.add_key(number, EVALUATOR)
+    assert sorted(made.keys) == [2, 3] and len(made.keys) == KEPT_KEYS
+    with pytest.raises(NotFoundError):
+        made.key(1)
+
+
+def test_handles(clock: Clock) -> None:
+    made = session(clock)
+    assert [made.attach(name) for name in ("a", "b", "a")] == [0, 1, 0]
+    assert made.adapter(1) == "b"
+    with pytest.raises(NotFoundError):
+        made.adapter(2)
