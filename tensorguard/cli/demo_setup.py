@@ -43,9 +43,7 @@ class Demo:
 def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Options of the demo's commands. Those of the stack can come from TENSAFE_STACK_... as well."""
     parser.add_argument("--cache-dir", type=Path, default=Path(".cache"), help="models and reference answers")
-    parser.add_argument(
-        "--adapter", type=Path, default=TRAINED_ADAPTER, help="PEFT adapter of the demo model"
-    )
+    parser.add_argument("--adapter", type=Path, default=TRAINED_ADAPTER, help="PEFT adapter of the demo model")
     parser.add_argument("--state-dir", type=Path, help="keys, logs and packages (default: .state)")
     for name in ("port", "attestor-port", "coprocessor-port", "inference-port", "gateway-admin-port"):
         parser.add_argument(f"--{name}", type=int, help="0 takes a free one")
@@ -87,9 +85,7 @@ def engine_of(demo: Demo) -> EngineChoice:
     return EngineChoice(str(demo.model), ENGINE_OPTIONS)
 
 
-def _pack(
-    settings: StackSettings, model: Path, adapter: Path, package: Path, console: Console
-) -> PackagedAdapter:
+def _pack(settings: StackSettings, model: Path, adapter: Path, package: Path, console: Console) -> PackagedAdapter:
     """Seal the adapter as the tenant would with `tensafe pack`, in place of one that cannot be used."""
     state = settings.attestor_state
     state.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -141,9 +141,7 @@ def down(options: argparse.Namespace, console: Console) -> None:
     deadline = time.monotonic() + STOP_SECONDS
     while Path(f"/proc/{pid}").exists() and running(settings) is not None:
         if time.monotonic() > deadline:
-            raise UnavailableError(
-                f"process {pid} did not stop within {STOP_SECONDS:g} s; see {settings.logs}"
-            )
+            raise UnavailableError(f"process {pid} did not stop within {STOP_SECONDS:g} s; see {settings.logs}")
         time.sleep(0.1)
     console.print("Stopped")
 

@@ -12,7 +12,7 @@ from tensorguard.stack.packages import find_adapter
 from tensorguard.stack.progress import Progress
 from tensorguard.stack.services import PackagedAdapter
 from tensorguard.stack.settings import StackSettings, load_stack_settings
-from tensorguard.stack.stack import Trust, embedded_settings, start_trust
+from tensorguard.stack.stack import EMBEDDED_PORTS, Trust, choose_ports, start_trust
 
 
 class Embedded:
@@ -52,7 +52,7 @@ def start_embedded(
     adapter = find_adapter(package, settings.attestor_state, adapter_name, publisher_keys)
     launcher = Launcher(settings.logs, progress)
     try:
-        trust, _ = start_trust(launcher, settings, [adapter], embedded_settings(settings))
+        trust, _ = start_trust(launcher, settings, [adapter], choose_ports(settings, EMBEDDED_PORTS))
     except BaseException:
         launcher.stop()
         raise

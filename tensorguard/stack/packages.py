@@ -26,13 +26,11 @@ def find_adapter(
     publishers = tuple(path.resolve() for path in publisher_keys) or known_publishers(state)
     if not publishers or not (state / "packages.sqlite3").is_file():
         raise ConfigurationError(_not_registered(package, state))
-    keys = [_read_public_key(path) for path in publishers]
+    keys = [VerifyingKeys.read(path) for path in publishers]
     verified = open_manifest(package, keys)
     manifest = verified.manifest
     try:
-        PackageKeyRegistry(state).lookup(
-            manifest.tenant, manifest.package_id, manifest.sequence, verified.digest
-        )
+        PackageKeyRegistry(state).lookup(manifest.tenant, manifest.package_id, manifest.sequence, verified.digest)
     except NotFoundError:
         raise ConfigurationError(_not_registered(package, state)) from None
     if name is not None and name != manifest.package_id:
@@ -40,9 +38,7 @@ def find_adapter(
             f"the adapter in {package} is named {manifest.package_id!r}, not {name!r}: leave the name out, or "
             f"pack it again with --package-id {name}"
         )
-    return PackagedAdapter(
-        manifest.package_id, package.resolve(), manifest.tenant, verified.digest, publishers
-    )
+    return PackagedAdapter(manifest.package_id, package.resolve(), manifest.tenant, verified.digest, publishers)
 
 
 def _not_registered(package: Path, state: Path) -> str:
@@ -50,10 +46,3 @@ def _not_registered(package: Path, state: Path) -> str:
         f"the content key of {package} is not registered in {state}: pack the adapter on this machine with "
         f"`tensafe pack --attestor-state {state}`, or name the directory where that was done with --state-dir"
     )
-
-
-def _read_public_key(path: Path) -> VerifyingKeys:
-    try:
-        return VerifyingKeys.from_pem(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the publisher's key {path}: {error.strerror}") from None

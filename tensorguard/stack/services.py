@@ -94,8 +94,9 @@ def inference_spec(
     coprocessor: str,
     adapters: Sequence[PackagedAdapter],
     engine: EngineChoice,
+    secret_file: Path | None,
 ) -> ServiceSpec:
-    """vLLM with the hooks."""
+    """vLLM with the hooks. With `secret_file`, only callers that send its secret are answered."""
     address = f"{LOOPBACK}:{port}"
     connections = [
         {
@@ -122,6 +123,7 @@ def inference_spec(
             "TENSAFE_INFERENCE_REQUIRE_ATTESTATION": "false",
             "TENSAFE_INFERENCE_SIMULATED_ROOT_KEY": str(state.simulated_root_key),
             "TENSAFE_INFERENCE_REFLECTION": _flag(settings.reflection),
+            **({} if secret_file is None else {"TENSAFE_INFERENCE_SECRET_FILE": str(secret_file)}),
             **options,
         },
         start_seconds=settings.start_seconds,
@@ -130,7 +132,12 @@ def inference_spec(
 
 
 def gateway_spec(
-    settings: StackSettings, port: int, admin_port: int, inference: str, keys_file: Path | None
+    settings: StackSettings,
+    port: int,
+    admin_port: int,
+    inference: str,
+    keys_file: Path | None,
+    secret_file: Path | None,
 ) -> ServiceSpec:
     """The OpenAI server. Its health says whether requests can be answered: it follows inference."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -142,6 +149,8 @@ def gateway_spec(
     }
     if keys_file is not None:
         environment["TENSAFE_GATEWAY_KEYS_FILE"] = str(keys_file)
+    if secret_file is not None:
+        environment["TENSAFE_GATEWAY_INFERENCE_SECRET_FILE"] = str(secret_file)
     reachable = {"0.0.0.0": LOOPBACK, "::": "[::1]"}.get(settings.host, host)  # noqa: S104
     return ServiceSpec(
         "gateway",

@@ -49,9 +49,7 @@ class StackSettings(BaseSettings):
 def load_stack_settings(**options: object) -> StackSettings:
     """Settings from the environment; `options` that are not None win. Raises ConfigurationError."""
     known = {f"{PREFIX}{name}".upper() for name in StackSettings.model_fields}
-    unknown = sorted(
-        name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known
-    )
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise ConfigurationError(f"unknown environment variable {', '.join(unknown)}")
     given = {name: value for name, value in options.items() if value is not None}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tensorguard.crypto.files import write_secret_file
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.development import DevelopmentState, initialise_development_state
 from tensorguard.stack.launcher import Launcher
@@ -30,7 +32,7 @@ _PORTS = {
     "gateway_admin_port": "the gateway's operators",
     "port": "the OpenAI server",
 }
-_EMBEDDED = ("attestor_port", "coprocessor_port")
+EMBEDDED_PORTS = ("attestor_port", "coprocessor_port")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,22 +100,31 @@ def start_stack(
 ) -> Endpoints:
     """Start all four services and return when every one is healthy.
 
-    `api_key` is a plain key that clients must then send; without one, only a loopback address can be served.
+    `api_key` is a plain key that clients must then send, and nobody can go round the gateway; without one,
+    only a loopback address can be served.
     """
     if not adapters:
         raise ConfigurationError("the stack needs at least one adapter")
     ports = choose_ports(settings)
-    keys_file = _keys_file(settings, adapters[0].tenant, api_key) if api_key is not None else None
+    keys_file = secret_file = None
+    if api_key is not None:
+        keys_file = _keys_file(settings, adapters[0].tenant, api_key)
+        secret_file = _secret_file(settings)
     trust, state = start_trust(launcher, settings, adapters, ports)
     inference = inference_spec(
-        settings, ports["inference_port"], state, trust.attestor, trust.coprocessor, adapters, engine
+        settings,
+        ports["inference_port"],
+        state,
+        trust.attestor,
+        trust.coprocessor,
+        adapters,
+        engine,
+        secret_file,
     )
     admin_port = ports["gateway_admin_port"]
-    gateway = gateway_spec(settings, ports["port"], admin_port, inference.address, keys_file)
+    gateway = gateway_spec(settings, ports["port"], admin_port, inference.address, keys_file, secret_file)
     launcher.start(inference, gateway)
-    return Endpoints(
-        trust.attestor, trust.coprocessor, inference.address, gateway.address, f"{LOOPBACK}:{admin_port}"
-    )
+    return Endpoints(trust.attestor, trust.coprocessor, inference.address, gateway.address, f"{LOOPBACK}:{admin_port}")
 
 
 def _keys_file(settings: StackSettings, tenant: str, api_key: str) -> Path:
@@ -133,6 +144,9 @@ def _keys_file(settings: StackSettings, tenant: str, api_key: str) -> Path:
     return path
 
 
-def embedded_settings(settings: StackSettings) -> dict[str, int]:
-    """Ports of an attestor and a coprocessor alone."""
-    return choose_ports(settings, _EMBEDDED)
+def _secret_file(settings: StackSettings) -> Path:
+    """A fresh secret that the gateway and the inference service share."""
+    path = settings.state_dir / "internal-secret"
+    path.unlink(missing_ok=True)
+    write_secret_file(path, secrets.token_hex(32).encode())
+    return path

@@ -52,13 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="folder of the base model, or its name on the hub")
     parser.add_argument("--he-lora-path", type=Path, required=True, help="sealed adapter (.tssp)")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (beyond loopback: needs --api-key)"
-    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (beyond loopback: needs --api-key)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
-    parser.add_argument(
-        "--api-key", help="key that clients must send; visible to other users of this machine"
-    )
+    parser.add_argument("--api-key", help="key that clients must send; visible to other users of this machine")
     parser.add_argument("--adapter-name", help="model name of the adapter (default: the package's id)")
     parser.add_argument(
         "--base-name-answers",
@@ -71,9 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help=f"attestor state in which the package's key is registered (default: {DEFAULT_ATTESTOR_STATE})",
     )
-    parser.add_argument(
-        "--publisher-key", type=Path, action="append", default=[], help="public key of the signer"
-    )
+    parser.add_argument("--publisher-key", type=Path, action="append", default=[], help="public key of the signer")
     parser.add_argument("--require-attestation", action="store_true", help="refuse simulated evidence")
     engine = parser.add_argument_group("engine (as vLLM names them)")
     engine.add_argument("--served-model-name")
@@ -122,9 +116,7 @@ def run(options: argparse.Namespace, console: Console) -> NoReturn:
         gateway_admin_port=0,
         reflection=False,
     )
-    adapter = find_adapter(
-        options.he_lora_path, settings.attestor_state, config.adapter_name, config.publisher_keys
-    )
+    adapter = find_adapter(options.he_lora_path, settings.attestor_state, config.adapter_name, config.publisher_keys)
     engine = EngineChoice(
         config.model,
         {
