@@ -13,7 +13,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from tensorguard.errors import ConfigurationError, InvalidInputError, TenSafeError
+from tensorguard.errors import ConfigurationError, InvalidInputError, PolicyError, TenSafeError
 
 EXIT_USAGE = 2
 EXIT_REFUSED = 3
@@ -44,7 +44,8 @@ def run(arguments: Sequence[str]) -> int:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except TenSafeError as error:
         sys.stderr.write(f"tensafe: {error.message} [{error.reason}]\n")
-        return EXIT_USAGE if isinstance(error, (ConfigurationError, InvalidInputError)) else EXIT_REFUSED
+        usage = isinstance(error, (ConfigurationError, InvalidInputError, PolicyError))
+        return EXIT_USAGE if usage else EXIT_REFUSED
     return 0
 
 

@@ -143,7 +143,7 @@ def test_pack_names_what_is_wrong(site: Site, tensafe: Run, tmp_path: Path) -> N
         ({"parameter_set": "n1"}, 2, "unknown parameter set"),
         ({"privacy_bound": "-70"}, 3, "token budget"),
         ({"output": str(site.package)}, 2, "exists already"),
-        ({"policy": str(tmp_path / "absent")}, 3, "policy"),
+        ({"policy": str(tmp_path / "absent")}, 2, "policy"),
     ]
     for changes, expected, text in cases:
         code, _, err = tensafe(*site.pack(**(new | changes)))

@@ -91,3 +91,8 @@ def test_floats_as_strings(value: float) -> None:
 def test_refuses_other_spellings_of_floats(text: str) -> None:
     with pytest.raises(InvalidInputError):
         canonical.decode_float(text)
+
+
+def test_names_duplicate_keys() -> None:
+    with pytest.raises(InvalidInputError, match="same key twice"):
+        canonical.loads(b'{"a":1,"a":1}')

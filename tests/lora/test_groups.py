@@ -137,3 +137,13 @@ def test_modules_that_change_nothing_are_allowed() -> None:
     assert info.scale_exponent == 0
     assert not group.integers[info.row_offset : info.row_offset + info.rank].any()
     assert group.rounding_error <= ERROR_BOUND
+
+
+def test_random_inputs_err_far_less_than_the_worst_one() -> None:
+    lora = module(576, 576, 16)
+    group = build_group(0, "o", {(0, "o_proj"): lora}, PARAMETERS)
+    a = group.u["o_proj"].astype(np.float64).T @ product(lora)
+    rows = group.integers * 2.0 ** -group.projections[0].scale_exponent
+    x = np.random.default_rng(5).normal(size=(576, 500))
+    errors = np.linalg.norm((rows - a) @ x, axis=0) / np.linalg.norm(x, axis=0)
+    assert errors.max() <= 2.0**-12 * np.linalg.norm(a) / np.sqrt(576)
