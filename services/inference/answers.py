@@ -52,9 +52,7 @@ class Answer:
     body: AsyncIterator[bytes]
 
 
-def error_document(
-    status: int, message: str, code: str | None = None, param: str | None = None
-) -> dict[str, Any]:
+def error_document(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """OpenAI's error body."""
     kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -80,9 +78,7 @@ class _Completion(_Streamed, OpenAIServingCompletion):
 class ModelAnswers:
     """One served model name."""
 
-    def __init__(
-        self, name: str, route: ModelRoute, renderer: OnlineRenderer, tool_parser: str | None
-    ) -> None:
+    def __init__(self, name: str, route: ModelRoute, renderer: OnlineRenderer, tool_parser: str | None) -> None:
         self.name = name
         self.adapter = route.adapter
         models = OpenAIServingModels(route, [BaseModelPath(name=name, model_path=name)])
@@ -134,9 +130,7 @@ def parse_body(body: bytes, request_id: str) -> dict[str, Any]:
         raise InvalidInputError("The request body must be a JSON object.")
     for field in RESERVED_FIELDS:
         if document.get(field) is not None:
-            raise InvalidInputError(
-                f"{field}: this field is set by the server and cannot be part of a request."
-            )
+            raise InvalidInputError(f"{field}: this field is set by the server and cannot be part of a request.")
     if not isinstance(document.get("model"), str):
         raise InvalidInputError('You must provide a "model" name (a string).')
     document["request_id"] = request_id or uuid.uuid4().hex

@@ -52,8 +52,7 @@ class InferenceServicer:
         renderer = make_renderer(core.route(None), tool_parser)
         names = {self._base_name: base_adapter, **{name: name for name in core.adapters}}
         self._models = {
-            name: ModelAnswers(name, core.route(adapter), renderer, tool_parser)
-            for name, adapter in names.items()
+            name: ModelAnswers(name, core.route(adapter), renderer, tool_parser) for name, adapter in names.items()
         }
         self._status: dict[str, Any] | None = None
         self._asking: asyncio.Task[dict[str, Any]] | None = None
@@ -80,9 +79,7 @@ class InferenceServicer:
     ) -> AsyncIterator[pb2.CompleteResponse]:
         """A caller that cancels, or goes away, aborts the generation."""
         answer = await self._answer(request)
-        yield pb2.CompleteResponse(
-            head=pb2.ResponseHead(status=int(answer.status), content_type=answer.content_type)
-        )
+        yield pb2.CompleteResponse(head=pb2.ResponseHead(status=int(answer.status), content_type=answer.content_type))
         async with aclosing(answer.body) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
                 yield pb2.CompleteResponse(body=piece)
@@ -95,9 +92,7 @@ class InferenceServicer:
         model = self._models.get(document["model"])
         if model is None:
             message = f"The model `{document['model']}` does not exist; there are: {', '.join(self._models)}."
-            return await json_answer(
-                NOT_FOUND, error_document(NOT_FOUND, message, "model_not_found", "model")
-            )
+            return await json_answer(NOT_FOUND, error_document(NOT_FOUND, message, "model_not_found", "model"))
         if request.endpoint == pb2.ENDPOINT_CHAT_COMPLETIONS:
             return await model.chat(document)
         if request.endpoint == pb2.ENDPOINT_COMPLETIONS:

@@ -37,13 +37,11 @@ class InferenceSettings(BaseSettings):
         protected_namespaces=(),
     )
 
-    model: str = Field(
-        min_length=1, description="folder of the base model, or its name on the Hugging Face hub"
-    )
+    model: str = Field(min_length=1, description="folder of the base model, or its name on the Hugging Face hub")
     listen: Address = Field("127.0.0.1:7403", description="address of the gRPC server")
     adapters: tuple[AdapterConnection, ...] = Field(
         (),
-        description="adapters to serve: JSON list of objects (name, coprocessor_endpoint, attestor_endpoint, ...)",
+        description="adapters to serve: JSON list of {name, coprocessor_endpoint, attestor_endpoint, ...}",
     )
     base_name_answers: BaseNameAnswers = Field(
         "base",
@@ -52,16 +50,10 @@ class InferenceSettings(BaseSettings):
     require_attestation: bool = Field(
         True, description="refuse simulated evidence; when off it is permitted, but never left out"
     )
-    simulated_root_key: Path | None = Field(
-        None, description="private key that signs this host's simulated evidence"
-    )
-    delta_timeout_seconds: float = Field(
-        30.0, gt=0, description="how long a forward pass waits for one delta"
-    )
+    simulated_root_key: Path | None = Field(None, description="private key that signs this host's simulated evidence")
+    delta_timeout_seconds: float = Field(30.0, gt=0, description="how long a forward pass waits for one delta")
 
-    served_model_name: str | None = Field(
-        None, pattern=NAME_PATTERN, description="name of the base model for users"
-    )
+    served_model_name: str | None = Field(None, pattern=NAME_PATTERN, description="name of the base model for users")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="as vLLM's")
     max_model_len: int | None = Field(None, ge=16, description="as vLLM's")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="as vLLM's")
@@ -92,9 +84,7 @@ class InferenceSettings(BaseSettings):
 def load_settings(arguments: list[str]) -> InferenceSettings:
     """Settings from options and environment. Raises ConfigurationError, also for unknown variables."""
     known = {f"{PREFIX}{name}".upper() for name in InferenceSettings.model_fields}
-    unknown = sorted(
-        name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known
-    )
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise ConfigurationError(f"unknown environment variable {', '.join(unknown)}")
     try:
@@ -108,7 +98,5 @@ def load_settings(arguments: list[str]) -> InferenceSettings:
         raise ConfigurationError(f"settings: {error}") from None
     check_engine_options(settings.engine_options(), adapters=bool(settings.adapters))
     if settings.base_name_answers == "adapter" and len(settings.adapters) != 1:
-        raise ConfigurationError(
-            f"base_name_answers=adapter needs exactly one adapter, not {len(settings.adapters)}"
-        )
+        raise ConfigurationError(f"base_name_answers=adapter needs exactly one adapter, not {len(settings.adapters)}")
     return settings

@@ -138,17 +138,14 @@ class TenSafeVLLMConfig(EngineOptions):
     def _check_no_adapter(self) -> None:
         options = ("tssp_package_path", "coprocessor_endpoint", "attestor_endpoint", "adapter_name")
         if given := [name for name in options if getattr(self, name) is not None]:
-            raise ConfigurationError(
-                f"{', '.join(given)} needs enable_he_lora=True; set that too, or leave it out"
-            )
+            raise ConfigurationError(f"{', '.join(given)} needs enable_he_lora=True; set that too, or leave it out")
         if self.base_name_answers == "adapter":
             raise ConfigurationError("base_name_answers='adapter' needs an adapter; set enable_he_lora=True")
 
     def _check_adapter(self) -> None:
         if self.tssp_package_path is None and self.coprocessor_endpoint is None:
             raise ConfigurationError(
-                "enable_he_lora=True needs an adapter: set tssp_package_path, or coprocessor_endpoint and "
-                "adapter_name"
+                "enable_he_lora=True needs an adapter: set tssp_package_path, or coprocessor_endpoint and adapter_name"
             )
         if self.tssp_package_path is not None and not self.tssp_package_path.is_file():
             raise ConfigurationError(f"tssp_package_path: there is no file {self.tssp_package_path}")
@@ -173,9 +170,7 @@ def check_engine_options(options: EngineOptions, *, adapters: bool) -> None:
     if options.speculative_model is not None:
         raise ConfigurationError("speculative_model is not supported yet; leave it out")
     if options.tensor_parallel_size != 1:
-        raise ConfigurationError(
-            f"tensor_parallel_size={options.tensor_parallel_size} is not supported yet; use 1"
-        )
+        raise ConfigurationError(f"tensor_parallel_size={options.tensor_parallel_size} is not supported yet; use 1")
     if adapters and not options.enforce_eager:
         raise ConfigurationError(
             "enforce_eager=False is not supported together with adapters yet; use enforce_eager=True"

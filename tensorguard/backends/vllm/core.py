@@ -55,9 +55,7 @@ ENVIRONMENT_REQUIRED = {
 class EngineCore:
     """A running vLLM engine and its attached adapters. Create it with `start` inside a running event loop."""
 
-    def __init__(
-        self, llm: Any, options: EngineOptions, adapters: Mapping[str, Any], model_path: Path
-    ) -> None:
+    def __init__(self, llm: Any, options: EngineOptions, adapters: Mapping[str, Any], model_path: Path) -> None:
         self.llm = llm
         self.options = options
         self.adapters = adapters
@@ -127,9 +125,7 @@ class EngineCore:
         from tensorguard.backends.vllm.routing import ServedAdapter
 
         status = await self.status()
-        adapters = {
-            a["name"]: ServedAdapter(a["name"], a["digest"], a["sequence"]) for a in status["adapters"]
-        }
+        adapters = {a["name"]: ServedAdapter(a["name"], a["digest"], a["sequence"]) for a in status["adapters"]}
         if sorted(adapters) != sorted(names):
             raise InternalError(f"the worker attached {sorted(adapters)} instead of {sorted(names)}")
         return adapters
@@ -140,9 +136,7 @@ class EngineCore:
         try:
             (status,) = await asyncio.wait_for(self.llm.collective_rpc("tensafe_status"), STATUS_SECONDS)
         except (TimeoutError, asyncio.TimeoutError):
-            raise UnavailableError(
-                f"the engine's worker did not answer within {STATUS_SECONDS:g} s"
-            ) from None
+            raise UnavailableError(f"the engine's worker did not answer within {STATUS_SECONDS:g} s") from None
         if status["error"] is not None:
             raise restore_error(status["error"]["reason"], status["error"]["message"])
         return status
@@ -172,6 +166,8 @@ class EngineCore:
         self._closed = True
         atexit.unregister(self.shutdown)
         self.llm.shutdown(timeout=5.0)
+        # Its __del__ would do it again, possibly when the interpreter has already taken vLLM's modules apart.
+        self.llm.shutdown = lambda timeout=None: None
 
 
 def engine_arguments(options: EngineOptions, model_path: Path) -> dict[str, Any]:

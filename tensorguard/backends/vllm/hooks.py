@@ -79,9 +79,7 @@ class ForwardPass:
     failed: set[str] = field(default_factory=set)
     counters: HookCounters = field(default_factory=HookCounters)
 
-    def start(
-        self, request_ids: Sequence[str], adapters: Sequence[str | None], row_starts: np.ndarray
-    ) -> None:
+    def start(self, request_ids: Sequence[str], adapters: Sequence[str | None], row_starts: np.ndarray) -> None:
         """Note whose rows are whose. A request whose adapter is not attached fails at once."""
         self.active = map_rows(request_ids, adapters, row_starts, self.device)
         self.counters.forward_passes += 1
@@ -136,9 +134,7 @@ class HookedLinearMethod(LinearMethodBase):
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         self.original.process_weights_after_loading(layer)
 
-    def apply(
-        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         if not self.forward_pass.active:
             return self.original.apply(layer, x, bias)
         counters = self.forward_pass.counters
@@ -173,9 +169,7 @@ class HookedLinearMethod(LinearMethodBase):
         except TenSafeError as error:
             self._give_up(rows, error)
             return
-        add_delta(
-            output, rows.index, torch.from_numpy(z).to(output.device, torch.float32), self.bases[rows.adapter]
-        )
+        add_delta(output, rows.index, torch.from_numpy(z).to(output.device, torch.float32), self.bases[rows.adapter])
 
     def _give_up(self, rows: AdapterRows, error: TenSafeError) -> None:
         self.forward_pass.counters.failed_calls += 1

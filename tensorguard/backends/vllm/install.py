@@ -55,9 +55,7 @@ class Attachment:
     source: DeltaSource
 
 
-def install_hooks(
-    model: torch.nn.Module, attachments: Sequence[Attachment], forward_pass: ForwardPass
-) -> int:
+def install_hooks(model: torch.nn.Module, attachments: Sequence[Attachment], forward_pass: ForwardPass) -> int:
     """Hook exactly the layers that an adapter has a group for; returns their number.
 
     Raises UnsupportedAdapterError where an adapter has a group that the model has no layer for, and
@@ -70,8 +68,8 @@ def install_hooks(
             site = (group.layer, group.group)
             if site not in layers:
                 raise UnsupportedAdapterError(
-                    f"adapter {attachment.name!r} has group {group.group!r} in layer {group.layer}, which the "
-                    f"served model does not have; pack the adapter for this base model"
+                    f"adapter {attachment.name!r} has group {group.group!r} in layer {group.layer}, "
+                    f"which the served model does not have; pack the adapter for this base model"
                 )
             hooks.setdefault(site, {})[attachment.name] = _bases(layers[site], group, attachment.name)
     for (number, name), bases in hooks.items():
@@ -90,9 +88,7 @@ def _fused_layers(model: torch.nn.Module) -> Iterator[tuple[tuple[int, str], Lin
 def _bases(layer: LinearBase, group: AttachedGroup, adapter: str) -> tuple[ProjectionBasis, ...]:
     where = f"adapter {adapter!r}, layer {group.layer}, group {group.group!r}"
     if group.d_in != layer.input_size:
-        raise BaseModelMismatchError(
-            f"{where}: d_in is {group.d_in}, the served model has {layer.input_size}"
-        )
+        raise BaseModelMismatchError(f"{where}: d_in is {group.d_in}, the served model has {layer.input_size}")
     device = next(layer.parameters()).device if any(True for _ in layer.parameters()) else torch.device("cpu")
     names = next(names for fused, names in FUSED_LAYERS.values() if fused == group.group)
     ends = np.cumsum(layer.output_partition_sizes)
@@ -103,9 +99,7 @@ def _bases(layer: LinearBase, group: AttachedGroup, adapter: str) -> tuple[Proje
     bases = []
     for projection in group.projections:
         if projection.name not in columns:
-            raise UnsupportedAdapterError(
-                f"{where}: projection {projection.name!r} is not part of this group"
-            )
+            raise UnsupportedAdapterError(f"{where}: projection {projection.name!r} is not part of this group")
         outputs = columns[projection.name]
         if projection.basis.shape != (outputs.stop - outputs.start, projection.rank):
             raise BaseModelMismatchError(

@@ -87,9 +87,7 @@ class ModelRoute:
         async with aclosing(outputs):
             async for output in outputs:
                 # The finish reason tells our reason from a user's stop string that reads like it.
-                if any(
-                    c.finish_reason == "error" and c.stop_reason == DELTA_UNAVAILABLE for c in output.outputs
-                ):
+                if any(c.finish_reason == "error" and c.stop_reason == DELTA_UNAVAILABLE for c in output.outputs):
                     if self.adapter is not None:
                         self.adapter.epoch += 1
                     raise DeltaUnavailable

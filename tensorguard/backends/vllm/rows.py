@@ -51,9 +51,7 @@ def map_rows(
     for position, adapter in enumerate(adapters):
         if adapter is not None:
             owners.setdefault(adapter, []).append(position)
-    return [
-        _rows_of(adapter, positions, request_ids, row_starts, device) for adapter, positions in owners.items()
-    ]
+    return [_rows_of(adapter, positions, request_ids, row_starts, device) for adapter, positions in owners.items()]
 
 
 def _rows_of(

@@ -43,9 +43,7 @@ class HeLoraWorker(BaseWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         exit_with_parent()
-        self.tensafe_settings = WorkerSettings.model_validate(
-            self.vllm_config.additional_config[ADDITIONAL_CONFIG_KEY]
-        )
+        self.tensafe_settings = WorkerSettings.model_validate(self.vllm_config.additional_config[ADDITIONAL_CONFIG_KEY])
         self.tensafe_adapters: AttachedAdapters | None = None
         self.tensafe_error: TenSafeError | None = None
         self.tensafe_hooks = 0
@@ -101,9 +99,7 @@ class HeLoraWorker(BaseWorker):
         if not failed:
             return output
         if not isinstance(output, ModelRunnerOutput):
-            raise RuntimeError(
-                f"cannot remove tokens from a {type(output).__name__}; async scheduling must be off"
-            )
+            raise RuntimeError(f"cannot remove tokens from a {type(output).__name__}; async scheduling must be off")
         return StepOutput.without(output, failed)
 
     def tensafe_status(self) -> dict[str, Any]:

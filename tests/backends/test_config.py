@@ -1,0 +1,108 @@
+"""Every option that cannot be honoured is refused by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tensorguard.backends.vllm.config import (
+    AdapterConnection,
+    TenSafeVLLMConfig,
+    WorkerSettings,
+    resolve_model_path,
+)
+from tensorguard.errors import ConfigurationError, NotFoundError
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    path = tmp_path / "adapter.tssp"
+    path.write_bytes(b"")
+    return path
+
+
+def test_the_guides_configuration_is_accepted(package: Path) -> None:
+    config = TenSafeVLLMConfig(
+        model="meta-llama/Llama-3-8B-Instruct",
+        tssp_package_path=str(package),
+        enable_he_lora=True,
+        he_scheme="ckks",
+    )
+    assert config.require_attestation
+    assert config.gpu_memory_utilization == 0.9
+    assert config.base_name == "meta-llama/Llama-3-8B-Instruct"
+
+
+def test_a_base_model_alone_is_a_configuration() -> None:
+    assert not TenSafeVLLMConfig(model="m").enable_he_lora
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"he_scheme": "bfv"}, "he_scheme"),
+        ({"speculative_model": "small"}, "speculative_model"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
+        ({"enforce_eager": False}, "enforce_eager"),
+        ({"gpu_memory_utilisation": 0.5}, "gpu_memory_utilisation"),
+        ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"model": ""}, "model"),
+        ({"adapter_name": "a b"}, "adapter_name"),
+        ({"adapter_name": "m"}, "adapter_name"),
+        ({"tssp_package_path": None}, "tssp_package_path"),
+        ({"tssp_package_path": "/nowhere/a.tssp"}, "tssp_package_path"),
+        ({"tssp_package_path": None, "coprocessor_endpoint": "c:1", "attestor_endpoint": "a:1"}, "adapter_name"),
+        ({"coprocessor_endpoint": "c:1"}, "attestor_endpoint"),
+        ({"attestor_endpoint": "a:1"}, "coprocessor_endpoint"),
+        ({"enable_he_lora": False}, "tssp_package_path"),
+        ({"enable_he_lora": False, "tssp_package_path": None, "base_name_answers": "adapter"}, "base_name_answers"),
+        ({"base_name_answers": "both"}, "base_name_answers"),
+        ({"delta_timeout_seconds": 0}, "delta_timeout_seconds"),
+    ],
+)
+def test_what_is_refused_is_named(package: Path, options: dict[str, Any], named: str) -> None:
+    good = {"model": "m", "tssp_package_path": package, "enable_he_lora": True}
+    TenSafeVLLMConfig(**good)
+    with pytest.raises(ConfigurationError, match=named):
+        TenSafeVLLMConfig(**{**good, **options})
+
+
+def test_a_refusal_does_not_repeat_the_value(package: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        TenSafeVLLMConfig(model="m", api_key="hunter2")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_worker_settings_survive_the_way_into_the_worker(tmp_path: Path) -> None:
+    settings = WorkerSettings(
+        model_path=tmp_path,
+        adapters=(
+            AdapterConnection(
+                name="a",
+                coprocessor_endpoint="c:1",
+                attestor_endpoint="a:1",
+                publisher_keys=(tmp_path / "k",),
+                expected_digest="ab" * 32,
+            ),
+        ),
+        simulated_root_key=tmp_path / "root.pem",
+    )
+    assert WorkerSettings.model_validate(settings.model_dump(mode="json")) == settings
+    with pytest.raises(ValueError, match="secret"):
+        WorkerSettings.model_validate({**settings.model_dump(mode="json"), "secret": "x"})
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"config\.json"):
+        resolve_model_path(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model_path(str(tmp_path)) == tmp_path.resolve()
+
+
+def test_a_missing_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(NotFoundError, match="nobody/nothing"):
+        resolve_model_path("nobody/nothing")
