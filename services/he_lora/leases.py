@@ -92,9 +92,7 @@ class LeaseKeeper:
         meter = adapter.meter
         wanted = max(0, self._tokens - meter.left) if more else 0
         try:
-            meter.renewed(
-                adapter.workload.renew(meter.terms.lease_id, tokens_used=meter.used, tokens_wanted=wanted)
-            )
+            meter.renewed(adapter.workload.renew(meter.terms.lease_id, tokens_used=meter.used, tokens_wanted=wanted))
         except LeaseExpiredError:
             meter.end()
             return False
@@ -109,9 +107,7 @@ class LeaseKeeper:
         try:
             adapter = self._open_again()
         except TenSafeError as error:
-            log.warning(
-                "adapter not opened again", adapter=self._name, reason=error.reason, cause=error.message
-            )
+            log.warning("adapter not opened again", adapter=self._name, reason=error.reason, cause=error.message)
             self._reopen_pause = min(2 * self._reopen_pause, _LONGEST_RETRY_SECONDS)
             return self._reopen_pause
         self._reopen_pause = self._retry

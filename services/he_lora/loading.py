@@ -63,14 +63,10 @@ class PackageOpener:
             tenant=self.tenant,
             package_id=manifest.package_id,
         )
-        release = Release(
-            manifest.tenant, manifest.package_id, manifest.sequence, bytes.fromhex(verified.digest)
-        )
+        release = Release(manifest.tenant, manifest.package_id, manifest.sequence, bytes.fromhex(verified.digest))
         released = workload.release_key(release, tokens_wanted=self.tokens_per_lease)
         started = time.perf_counter()
-        contents = read_adapter(
-            path, verified, released.content_key, privacy_bound_log2=self.privacy_bound_log2
-        )
+        contents = read_adapter(path, verified, released.content_key, privacy_bound_log2=self.privacy_bound_log2)
         parameters = get_parameter_set(manifest.moai.parameter_set)
         terms = released.terms
         del released
@@ -110,7 +106,5 @@ def _encode(name: str, contents: AdapterContents, parameter_set: str) -> dict[tu
         if time.perf_counter() - reported > _PROGRESS_SECONDS:
             reported = time.perf_counter()
             log.info("encoding", adapter=name, groups_done=done, groups=len(contents.groups))
-        groups[group.info.layer, group.info.group] = EncodedGroup(
-            group.weights, parameters, group_plans(group.info)
-        )
+        groups[group.info.layer, group.info.group] = EncodedGroup(group.weights, parameters, group_plans(group.info))
     return groups

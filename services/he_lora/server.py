@@ -35,6 +35,7 @@ class Coprocessor:
     """A coprocessor that is bound to its address and not started yet."""
 
     server: Server
+    servicer: HeLoraServicer
     keepers: tuple[LeaseKeeper, ...]
     client: AttestorClient
     stop_metrics: Callable[[], None]
@@ -79,9 +80,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
             raise ConfigurationError(f"{path}: package {adapter.name} is given twice")
         store.put(adapter)
         keepers.append(LeaseKeeper(store, adapter, partial(opener.open, path), settings.tokens_per_lease))
-    registry = SessionRegistry(
-        settings.max_sessions, settings.session_idle_seconds, settings.session_life_seconds
-    )
+    registry = SessionRegistry(settings.max_sessions, settings.session_idle_seconds, settings.session_life_seconds)
     servicer = HeLoraServicer(store.all()[0].workload, store, registry, Evaluation(store))
     server = build_server(
         [servicer.service()],
@@ -94,7 +93,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         ),
     )
     stop_metrics = serve_metrics(settings.metrics_listen) if settings.metrics_listen else _nothing
-    return Coprocessor(server, tuple(keepers), client, stop_metrics)
+    return Coprocessor(server, servicer, tuple(keepers), client, stop_metrics)
 
 
 def _platform(settings: HeLoraSettings) -> Platform:

@@ -64,9 +64,7 @@ class HeLoraServicer:
     def service(self) -> Service:
         """Servicer, authorisation table and the hot path's raw codec, for the server factory."""
         codec = Codec(parse_request=frames.identity, serialise_response=frames.identity)
-        return Service(
-            pb.DESCRIPTOR.services_by_name["HeLoraService"], self, RULES, codecs={"Evaluate": codec}
-        )
+        return Service(pb.DESCRIPTOR.services_by_name["HeLoraService"], self, RULES, codecs={"Evaluate": codec})
 
     def ListAdapters(self, request: pb.ListAdaptersRequest, context: Any) -> pb.ListAdaptersResponse:
         """Names, leases and budgets. No secrets."""
@@ -121,17 +119,11 @@ class HeLoraServicer:
         shape = (len(parameters.primes), parameters.degree)
         if len(request.public_key) != 4 * shape[0] * shape[1]:
             raise InvalidInputError(f"the public key must have {4 * shape[0] * shape[1]} bytes")
-        session.host.identity.verify(
-            request.signature, transcript.host_key_statement(number, request.public_key)
-        )
+        session.host.identity.verify(request.signature, transcript.host_key_statement(number, request.public_key))
         pk0 = np.frombuffer(request.public_key, "<u4").reshape(shape)
-        session.add_key(
-            number, Evaluator(parameters, pk0, transcript.pk1_seed(number), transcript.session_id)
-        )
+        session.add_key(number, Evaluator(parameters, pk0, transcript.pk1_seed(number), transcript.session_id))
         if number == 0:
-            log.info(
-                "session opened", evidence=session.host.kind.value, host=session.host.identity.thumbprint
-            )
+            log.info("session opened", evidence=session.host.kind.value, host=session.host.identity.thumbprint)
         return pb.CompleteSessionResponse()
 
     def AttachAdapter(self, request: pb.AttachAdapterRequest, context: Any) -> pb.AttachAdapterResponse:

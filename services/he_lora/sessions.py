@@ -90,9 +90,7 @@ class SessionRegistry:
         with self._lock:
             self._drop_expired()
             if len(self._sessions) >= self._limit:
-                raise UnavailableError(
-                    f"all {self._limit} sessions are in use: close one or raise max_sessions"
-                )
+                raise UnavailableError(f"all {self._limit} sessions are in use: close one or raise max_sessions")
             self._sessions[session.transcript.session_id] = session
 
     def get(self, session_id: bytes, *, completed: bool = True) -> Session:

@@ -28,9 +28,7 @@ class HeLoraSettings(BaseSettings):
         extra="forbid",
     )
 
-    packages: list[Path] = Field(
-        min_length=1, description="sealed packages (.tssp) to serve, all of one tenant"
-    )
+    packages: list[Path] = Field(min_length=1, description="sealed packages (.tssp) to serve, all of one tenant")
     publisher_keys: list[Path] = Field(
         min_length=1, description="public key files of the publishers whose packages are accepted"
     )
@@ -73,9 +71,7 @@ class HeLoraSettings(BaseSettings):
 def load_settings(arguments: list[str]) -> HeLoraSettings:
     """Settings from options and environment. Raises ConfigurationError, also for unknown variables."""
     known = {f"{PREFIX}{name}".upper() for name in HeLoraSettings.model_fields}
-    unknown = sorted(
-        name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known
-    )
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise ConfigurationError(f"unknown environment variable {', '.join(unknown)}")
     try:

@@ -25,11 +25,13 @@ from tensorguard.ckks.plan import select_plan
 from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import (
     DeltaUnavailableError,
+    EvidenceRefusedError,
     InvalidInputError,
     PackageTamperedError,
     TenSafeError,
     UnavailableError,
 )
+from tensorguard.evidence.claims import EvidenceKind
 from tensorguard.evidence.workload import Workload
 from tensorguard.observability.logging import frames_of
 from tensorguard.session import frames
@@ -59,6 +61,8 @@ class SessionOptions:
     """
 
     connect_seconds: float = 5.0
+    reconnect_seconds: float = 1.0
+    call_seconds: float = 10.0
     reply_seconds: float = 30.0
     tokens_per_key: int = 2048
     frame_bytes: int = 1 << 20
@@ -84,6 +88,7 @@ class _Link:
     handles: dict[str, int]
     keys: list[_Key]
     alive: bool = True
+    discarded: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -134,7 +139,9 @@ class CoprocessorSession:
         self._verify_keys = tuple(verify_keys)
         self._options = options
         self._adapters: dict[str, AttachedAdapter] = {}
+        self._kind: EvidenceKind | None = None
         self._lock = threading.RLock()
+        self._opening = threading.Lock()
         self._link: _Link | None = None
         self._closed = False
         self._retry_at = 0.0
@@ -157,11 +164,9 @@ class CoprocessorSession:
         AuthenticationError, ConfigurationError.
         """
         warm_up()
-        session = cls(
-            endpoint, workload, get_parameter_set(parameter_set), verify_keys, options or SessionOptions()
-        )
-        with session._lock:
-            session._link = session._connect()
+        session = cls(endpoint, workload, get_parameter_set(parameter_set), verify_keys, options or SessionOptions())
+        link = session._connect(session._options.connect_seconds)
+        session._link, session._kind = link, link.handshake.peer.kind
         return session
 
     @property
@@ -213,32 +218,47 @@ class CoprocessorSession:
         """Open the session again if it broke or its evidence is old; call between requests.
 
         Returns at once while the session is good. After a failed attempt the next one is made no earlier than
-        the backoff allows (0.25 s, doubling to 8 s). Raises DeltaUnavailableError when there is no session.
+        the backoff allows (0.25 s, doubling to 8 s). Never holds up `begin` and `healthy` in other threads.
+        Raises DeltaUnavailableError when there is no session.
         """
-        with self._lock:
-            if self._closed:
-                raise DeltaUnavailableError(_NO_DELTA)
-            link = self._link
-            if link is not None and link.alive:
-                old = link.handshake.age_seconds > self._options.reattest_seconds
-                if not old or link.stream.pending:
+        with self._opening:
+            with self._lock:
+                link = self._link
+                if self._closed:
+                    raise DeltaUnavailableError(_NO_DELTA)
+                if link is not None and link.alive and not self._replaceable(link):
                     return
             if time.monotonic() < self._retry_at:
+                if link is not None and link.alive:
+                    return
                 raise DeltaUnavailableError(_NO_DELTA)
             try:
-                fresh = self._connect()
+                fresh = self._connect(self._options.reconnect_seconds)
             except Exception as error:
+                self._log("session not opened", error, retry_seconds=round(self._backoff, 2))
                 self._retry_at = time.monotonic() + self._backoff
                 self._backoff = min(2 * self._backoff, self._options.longest_backoff_seconds)
-                self._log("session not opened", error, retry_seconds=round(self._backoff, 2))
                 if link is not None and link.alive:
                     return  # the old one still serves
                 raise DeltaUnavailableError(_NO_DELTA) from None
-            self._link = fresh
             self._backoff = self._options.first_backoff_seconds
+            with self._lock:
+                # Requests may have been sent on the old link meanwhile; closed sessions stay closed.
+                keep_old = link is not None and link.alive and not self._replaceable(link)
+                if not self._closed and not keep_old:
+                    self._link = fresh
+            if self._link is not fresh:
+                self._discard(fresh)
+                if self._closed:
+                    raise DeltaUnavailableError(_NO_DELTA)
+                return
             if link is not None:
                 self._discard(link)
             log.info("session opened", endpoint=self.endpoint, evidence=fresh.handshake.peer.kind.value)
+
+    def _replaceable(self, link: _Link) -> bool:
+        """Whether a living link's evidence is old and nothing is in flight on it."""
+        return link.handshake.age_seconds > self._options.reattest_seconds and not link.stream.pending
 
     def close(self) -> None:
         """End the session and destroy its keys. Waiting deltas fail."""
@@ -254,14 +274,21 @@ class CoprocessorSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _connect(self) -> _Link:
+    def _connect(self, connect_seconds: float) -> _Link:
         handshake = HostHandshake.begin(
-            self.endpoint, self._workload, self._parameters, self._options.connect_seconds
+            self.endpoint, self._workload, self._parameters, connect_seconds, self._options.call_seconds
         )
+        with self._lock:
+            adapters, kind = dict(self._adapters), self._kind
         try:
+            if kind is not None and handshake.peer.kind is not kind:
+                raise EvidenceRefusedError(
+                    f"the coprocessor now has {handshake.peer.kind.value} evidence, not {kind.value}: restart "
+                    "to accept it"
+                )
             key = _Key(*handshake.announce_key())
             handles: dict[str, int] = {}
-            for name, known in self._adapters.items():
+            for name, known in adapters.items():
                 again = self._attach(handshake, handles, name)
                 if again.digest != known.digest:
                     raise PackageTamperedError(
@@ -318,9 +345,7 @@ class CoprocessorSession:
                 )
 
             parts.append(_Part(encrypted, key.host, link.stream.submit(build)))
-        self.stats.add(
-            calls=1, tokens=len(x), encrypt_seconds=seconds, bytes_up=link.stream.bytes_sent - sent
-        )
+        self.stats.add(calls=1, tokens=len(x), encrypt_seconds=seconds, bytes_up=link.stream.bytes_sent - sent)
         return parts
 
     def _key_for(self, link: _Link, name: str, shape: GroupShape, tokens: int) -> _Key:
@@ -386,7 +411,11 @@ class CoprocessorSession:
         self._discard(link)
 
     def _discard(self, link: _Link) -> None:
-        link.alive = False
+        with self._lock:
+            link.alive = False
+            if link.discarded:
+                return
+            link.discarded = True
         for key in link.keys:
             key.host.close()
         link.stream.close()

@@ -148,14 +148,10 @@ def read_request(message: bytes, parameters: ParameterSet) -> EvaluationRequest:
     if group not in _GROUP_NAMES:
         raise InvalidInputError("unknown group of projections")
     if not 1 <= tokens <= MAX_TOKENS or not 1 <= count <= MAX_CIPHERTEXTS:
-        raise InvalidInputError(
-            f"a request has 1 to {MAX_TOKENS} tokens and 1 to {MAX_CIPHERTEXTS} ciphertexts"
-        )
+        raise InvalidInputError(f"a request has 1 to {MAX_TOKENS} tokens and 1 to {MAX_CIPHERTEXTS} ciphertexts")
     plan = Plan(plan_tokens, plan_channels, plan_rows)
     shape = (count, len(parameters.primes), parameters.degree)
-    body = _body(
-        frame, _REQUEST_HEADER.size + padding, 8 * count, SEED_BYTES * count, 4 * int(np.prod(shape))
-    )
+    body = _body(frame, _REQUEST_HEADER.size + padding, 8 * count, SEED_BYTES * count, 4 * int(np.prod(shape)))
     return EvaluationRequest(
         request_id=request_id,
         adapter_handle=handle,
@@ -178,9 +174,7 @@ def read_response(message: bytes, parameters: ParameterSet) -> EvaluationRespons
         if version != VERSION or kind != _ERROR or code != DELTA_UNAVAILABLE:
             raise InvalidInputError("not an evaluation response of protocol version 1")
         return EvaluationFailure(request_id)
-    version, kind, padding, _, count, tokens, rows, request_id, nanoseconds, *counts = _header(
-        frame, _RESPONSE_HEADER
-    )
+    version, kind, padding, _, count, tokens, rows, request_id, nanoseconds, *counts = _header(frame, _RESPONSE_HEADER)
     if version != VERSION or kind != _RESPONSE or padding > 7:
         raise InvalidInputError("not an evaluation response of protocol version 1")
     if not (1 <= count <= MAX_CIPHERTEXTS and 1 <= tokens <= MAX_TOKENS and 1 <= rows <= MAX_ROWS):

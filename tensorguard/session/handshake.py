@@ -40,7 +40,12 @@ class HostHandshake:
 
     @classmethod
     def begin(
-        cls, endpoint: str, workload: Workload, parameters: ParameterSet, timeout_seconds: float
+        cls,
+        endpoint: str,
+        workload: Workload,
+        parameters: ParameterSet,
+        connect_seconds: float,
+        timeout_seconds: float,
     ) -> HostHandshake:
         """Attest, exchange tokens and nonces, and check that the peer is an attested coprocessor of this tenant.
 
@@ -48,7 +53,7 @@ class HostHandshake:
         AuthenticationError.
         """
         token, verifier = workload.token(), workload.client.verifier()
-        channel = open_channel(endpoint, wait_ready_seconds=timeout_seconds)
+        channel = open_channel(endpoint, wait_ready_seconds=connect_seconds)
         try:
             host_nonce = os.urandom(NONCE_BYTES)
             answer = _call(
@@ -83,9 +88,7 @@ class HostHandshake:
         session.
         """
         number = self._next_key
-        key = HostSession.create(
-            self.parameters, self.transcript.pk1_seed(number), self.transcript.session_id
-        )
+        key = HostSession.create(self.parameters, self.transcript.pk1_seed(number), self.transcript.session_id)
         public_key = np.ascontiguousarray(key.public_key, "<u4").tobytes()
         _call(
             self._stub.CompleteSession,
@@ -123,9 +126,7 @@ class HostHandshake:
     def end(self) -> None:
         """Tell the coprocessor, as far as it still listens, and close the channel."""
         try:
-            self._stub.CloseSession(
-                he_lora_pb2.CloseSessionRequest(session_id=self.transcript.session_id), timeout=1.0
-            )
+            self._stub.CloseSession(he_lora_pb2.CloseSessionRequest(session_id=self.transcript.session_id), timeout=1.0)
         except grpc.RpcError:
             pass  # it expires there
         finally:
@@ -141,9 +142,7 @@ class HostHandshake:
         return he_lora_pb2_grpc.HeLoraServiceStub(self.channel)
 
 
-def _call(
-    method: Callable[..., _Response], request: object, endpoint: str, timeout_seconds: float
-) -> _Response:
+def _call(method: Callable[..., _Response], request: object, endpoint: str, timeout_seconds: float) -> _Response:
     try:
         return method(request, timeout=timeout_seconds)
     except grpc.RpcError as error:

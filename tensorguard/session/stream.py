@@ -124,9 +124,12 @@ class EvaluationStream:
             cause = error
         self._call.cancel()
         self._outgoing.put(None)
-        self._give_up()
+        with self._lock:
+            self._broken = True
         if not self._closing:
+            # First the key goes, then those who wait hear of it.
             self._on_broken(cause)
+        self._give_up()
 
     def _give_up(self) -> None:
         with self._lock:

@@ -78,9 +78,7 @@ class SessionTranscript:
 
     def basis_statement(self, adapter: str, manifest_digest: str, basis: bytes) -> bytes:
         """What the coprocessor's attested key signs about a basis: anyone can seal to the host's public key."""
-        return transcript.encode(
-            _BASIS_SIGNED, self.digest, adapter, manifest_digest, hashlib.sha256(basis).digest()
-        )
+        return transcript.encode(_BASIS_SIGNED, self.digest, adapter, manifest_digest, hashlib.sha256(basis).digest())
 
 
 def join_basis(signature: bytes, basis: bytes) -> bytes:

@@ -25,8 +25,22 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "key",
-    ["api_key", "tssp_secret", "user_id", "Authorization", "Cookie", "token", "host_token", "prompt"]
-    + ["content_key", "contentKey", "x-api-key", "openai.api_key", "private_key", "Set-Cookie"],
+    [
+        "api_key",
+        "tssp_secret",
+        "user_id",
+        "Authorization",
+        "Cookie",
+        "token",
+        "host_token",
+        "prompt",
+        "content_key",
+        "contentKey",
+        "x-api-key",
+        "openai.api_key",
+        "private_key",
+        "Set-Cookie",
+    ],
 )
 def test_sensitive_keys(key: str) -> None:
     assert is_sensitive(key)

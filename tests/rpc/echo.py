@@ -1,5 +1,7 @@
 """A servicer of the coprocessor's contract that echoes or fails as asked, for both kinds of server."""
 
+# ruff: noqa: N802 - gRPC names the methods
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator

@@ -70,9 +70,7 @@ def test_unexpected_error_tells_nothing(stub: he_lora_pb2_grpc.HeLoraServiceStub
     error: Any = error_of(stub.CloseSession, pb.CloseSessionRequest())
     assert error.code() is grpc.StatusCode.INTERNAL
     assert SECRET not in error.details() and type(from_rpc_error(error)) is InternalError
-    assert (
-        "ValueError" in log.getvalue() and "CloseSession" in log.getvalue() and "request_id" in log.getvalue()
-    )
+    assert "ValueError" in log.getvalue() and "CloseSession" in log.getvalue() and "request_id" in log.getvalue()
     assert SECRET not in log.getvalue()
 
 
@@ -189,9 +187,7 @@ def test_no_reflection_unless_asked() -> None:
 def test_busy_port_is_a_clear_error(server: Server) -> None:
     port = server.address.rpartition(":")[2]
     with pytest.raises(ConfigurationError, match=f"port {port} is in use: choose another with --port"):
-        build_server(
-            [Service(DESCRIPTOR, Echo(), rules())], options(address=server.address, listen_option="--port")
-        )
+        build_server([Service(DESCRIPTOR, Echo(), rules())], options(address=server.address, listen_option="--port"))
 
 
 def test_port_is_not_shared(server: Server) -> None:
@@ -212,9 +208,7 @@ def test_malformed_address(address: str) -> None:
 def test_plaintext_outside_loopback_must_be_permitted() -> None:
     with pytest.raises(ConfigurationError, match="not a loopback address"):
         build_server([Service(DESCRIPTOR, Echo(), rules())], options(address="0.0.0.0:0"))
-    built = build_server(
-        [Service(DESCRIPTOR, Echo(), rules())], options(address="0.0.0.0:0", plaintext_network=True)
-    )
+    built = build_server([Service(DESCRIPTOR, Echo(), rules())], options(address="0.0.0.0:0", plaintext_network=True))
     built.stop(0)
 
 
@@ -234,7 +228,7 @@ def test_oversize_message_is_refused() -> None:
 
 def test_codec_replaces_serialisers_on_the_same_wire() -> None:
     class Raw(Echo):
-        def Evaluate(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        def Evaluate(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:  # noqa: N802
             yield from requests
 
     codec = Codec(bytes, bytes)

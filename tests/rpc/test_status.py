@@ -25,9 +25,7 @@ class Failed(grpc.RpcError):
 
 
 def all_errors() -> list[type[TenSafeError]]:
-    return [
-        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, TenSafeError)
-    ]
+    return [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, TenSafeError)]
 
 
 @pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)

@@ -136,8 +136,9 @@ def running_world(
         configured = HeLoraSettings(_cli_parse_args=[], **given)
         coprocessor = build_coprocessor(configured)
         coprocessor.start()
+        world = World(folder, state, attestor, configured, coprocessor, publisher, package, tensors)
         try:
-            yield World(folder, state, attestor, configured, coprocessor, publisher, package, tensors)
-        finally:
-            coprocessor.server.stop(0)
-            coprocessor.close()
+            yield world
+        finally:  # a test may have put another one in its place
+            world.coprocessor.server.stop(0)
+            world.coprocessor.close()
