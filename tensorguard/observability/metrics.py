@@ -47,9 +47,7 @@ def serve_metrics(address: str) -> Callable[[], None]:
     try:
         server, thread = start_http_server(int(port), host)
     except OSError as error:
-        raise ConfigurationError(
-            f"cannot serve metrics on {address} ({error.strerror}): choose another port"
-        ) from None
+        raise ConfigurationError(f"cannot serve metrics on {address} ({error.strerror}): choose another port") from None
 
     def stop() -> None:
         server.shutdown()

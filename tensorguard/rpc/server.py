@@ -76,9 +76,7 @@ class ServerOptions:
 class Server:
     """A synchronous server with its health service."""
 
-    def __init__(
-        self, server: grpc.Server, address: str, status: health.HealthServicer, names: list[str]
-    ) -> None:
+    def __init__(self, server: grpc.Server, address: str, status: health.HealthServicer, names: list[str]) -> None:
         self._server, self.address, self._health, self._names = server, address, status, names
 
     def start(self) -> None:
@@ -88,9 +86,7 @@ class Server:
 
     def set_serving(self, serving: bool) -> None:
         """What the health service says about the server and each of its services."""
-        state = (
-            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
+        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ["", *self._names]:
             self._health.set(name, state)
 
@@ -113,9 +109,7 @@ class AsyncServer:
 
     async def set_serving(self, serving: bool) -> None:
         """What the health service says about the server and each of its services."""
-        state = (
-            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
+        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ["", *self._names]:
             await self._health.set(name, state)
 
@@ -153,14 +147,10 @@ def build_async_server(services: Sequence[Service], options: ServerOptions) -> A
     return AsyncServer(server, _bind(server, options), status, names)
 
 
-def serve_until_signalled(
-    server: Server, on_stop: Callable[[], None] = lambda: None, grace: float = 2.0
-) -> None:
+def serve_until_signalled(server: Server, on_stop: Callable[[], None] = lambda: None, grace: float = 2.0) -> None:
     """Log `ready`, wait for SIGTERM or SIGINT, stop gracefully. Call in the main thread, server started."""
     stopped = threading.Event()
-    previous = {
-        number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         log.info("ready", address=server.address)
         stopped.wait()
@@ -252,9 +242,7 @@ def _bind(server: Any, options: ServerOptions) -> str:
         else:
             bound = server.add_secure_port(address, options.credentials)
     except RuntimeError:
-        raise ConfigurationError(
-            f"cannot listen on {address}: choose another with {options.listen_option}"
-        ) from None
+        raise ConfigurationError(f"cannot listen on {address}: choose another with {options.listen_option}") from None
     return address if is_unix else f"{host}:{bound}"
 
 
