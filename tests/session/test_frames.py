@@ -141,6 +141,17 @@ def test_trailing_bytes_are_refused() -> None:
         frames.read_request(pb.EvaluateRequest(frame=doubled).SerializeToString(), PARAMETERS)
 
 
+@pytest.mark.parametrize("change", [-1, 1])
+def test_length_that_lies_is_refused(change: int) -> None:
+    """The frame inside is intact, but no protobuf reader would find it."""
+    message = bytearray(SMALL_REQUEST)
+    message[1] += change
+    with pytest.raises(InvalidInputError, match="length"):
+        frames.read_request(bytes(message), PARAMETERS)
+    with pytest.raises(InvalidInputError, match="length"):
+        frames.read_request(b"\x0a" + b"\xff" * 5 + SMALL_REQUEST, PARAMETERS)
+
+
 def with_header(position: int, value: bytes) -> bytes:
     message = bytearray(SMALL_REQUEST)
     message[4 + position : 4 + position + len(value)] = value

@@ -265,6 +265,10 @@ def test_nothing_is_accepted_twice(world: World) -> None:
         assert not answered(host.send(message)), "the same request id"
         again = frames.write_request(host.request(ids=request.ids, seeds=request.seeds, b=request.b)[0])
         assert not answered(host.send(again)), "the same ciphertext ids"
+        host.request_id -= 1
+        before = world_adapter(world).meter.total
+        assert not answered(host.evaluate(50)), "the same request id with fresh ciphertexts"
+        assert world_adapter(world).meter.total == before
         assert answered(host.evaluate())
 
 
