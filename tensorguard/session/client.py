@@ -10,18 +10,14 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
-from tensorguard.ckks.host import HostSession
-from tensorguard.ckks.messages import EncryptedActivations, EvaluatedRows
+from tensorguard.ckks.messages import EvaluatedRows
 from tensorguard.ckks.parameters import DEFAULT_PARAMETER_SET, ParameterSet, get_parameter_set
-from tensorguard.ckks.plan import select_plan
 from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import (
     DeltaUnavailableError,
@@ -34,68 +30,17 @@ from tensorguard.errors import (
 from tensorguard.evidence.claims import EvidenceKind
 from tensorguard.evidence.workload import Workload
 from tensorguard.observability.logging import frames_of
-from tensorguard.session import frames
 from tensorguard.session.adapter import AttachedAdapter, GroupShape, open_adapter
 from tensorguard.session.handshake import HostHandshake
+from tensorguard.session.link import Link, LinkKey, SentPart
+from tensorguard.session.options import SessionOptions
 from tensorguard.session.stats import SessionStats
-from tensorguard.session.stream import EvaluationStream, Reply
+from tensorguard.session.stream import EvaluationStream
 from tensorguard.session.warm_up import warm_up
 
 log = structlog.get_logger(__name__)
 
 _NO_DELTA = "delta unavailable"
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """Limits and times of a session.
-
-    tokens_per_key: a CKKS key is replaced before more rows than this have passed through any one group of any
-    one adapter under it. A coprocessor that forges responses and sees what the model then says learns at most
-    a bit or so about the key per generated token; the ternary key has 6,492 bits of entropy, so a key that
-    serves 2,048 rows (256 tokens for each of eight sequences in flight) is gone long before it could be
-    found. Rotation takes a few milliseconds, between calls.
-    frame_bytes: requests are cut into frames of about this size, so that the coprocessor starts before all is
-    sent.
-    reattest_seconds: an older session is replaced, with fresh evidence, when nothing is in flight.
-    """
-
-    connect_seconds: float = 5.0
-    reconnect_seconds: float = 1.0
-    call_seconds: float = 10.0
-    reply_seconds: float = 30.0
-    tokens_per_key: int = 2048
-    frame_bytes: int = 1 << 20
-    reattest_seconds: float = 1800.0
-    first_backoff_seconds: float = 0.25
-    longest_backoff_seconds: float = 8.0
-
-
-@dataclass(slots=True, eq=False)
-class _Key:
-    number: int
-    host: HostSession
-    used: Counter[tuple[str, int, str]] = field(default_factory=Counter)
-
-
-@dataclass(slots=True, eq=False)
-class _Link:
-    """Everything that dies together: one handshake, one stream, the current key, the adapters' handles."""
-
-    handshake: HostHandshake
-    stream: EvaluationStream
-    key: _Key
-    handles: dict[str, int]
-    keys: list[_Key]
-    alive: bool = True
-    discarded: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Part:
-    encrypted: EncryptedActivations
-    key: HostSession
-    reply: Reply
 
 
 class PendingDelta:
@@ -106,9 +51,9 @@ class PendingDelta:
     def __init__(
         self,
         session: CoprocessorSession,
-        link: _Link | None,
+        link: Link | None,
         shape: GroupShape | None,
-        parts: Sequence[_Part],
+        parts: Sequence[SentPart],
     ) -> None:
         self._session, self._link, self._shape, self._parts = session, link, shape, parts
 
@@ -142,7 +87,7 @@ class CoprocessorSession:
         self._kind: EvidenceKind | None = None
         self._lock = threading.RLock()
         self._opening = threading.Lock()
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._closed = False
         self._retry_at = 0.0
         self._backoff = options.first_backoff_seconds
@@ -206,7 +151,7 @@ class CoprocessorSession:
                 shape = self._adapters[name].shape(layer, group)
                 if x.ndim != 2 or x.shape[1] != shape.d_in or not len(x):
                     raise InvalidInputError(f"{group} of layer {layer} takes activations [T, {shape.d_in}]")
-                return PendingDelta(self, link, shape, self._send(link, name, shape, x))
+                return PendingDelta(self, link, shape, link.send(name, shape, x, self._options, self.stats))
             except InvalidInputError as error:
                 # Also what encryption says of NaN and infinity: nothing was sent, the session is as before.
                 self._log("delta refused", error, layer=layer, group=group)
@@ -243,9 +188,10 @@ class CoprocessorSession:
                 raise DeltaUnavailableError(_NO_DELTA) from None
             self._backoff = self._options.first_backoff_seconds
             with self._lock:
-                # Requests may have been sent on the old link meanwhile; closed sessions stay closed.
+                # Meanwhile requests may have been sent or adapters attached on the old link; try again later.
                 keep_old = link is not None and link.alive and not self._replaceable(link)
-                if not self._closed and not keep_old:
+                complete = self._adapters.keys() <= fresh.handles.keys()
+                if complete and not keep_old and not self._closed:
                     self._link = fresh
             if self._link is not fresh:
                 self._discard(fresh)
@@ -256,7 +202,7 @@ class CoprocessorSession:
                 self._discard(link)
             log.info("session opened", endpoint=self.endpoint, evidence=fresh.handshake.peer.kind.value)
 
-    def _replaceable(self, link: _Link) -> bool:
+    def _replaceable(self, link: Link) -> bool:
         """Whether a living link's evidence is old and nothing is in flight on it."""
         return link.handshake.age_seconds > self._options.reattest_seconds and not link.stream.pending
 
@@ -274,7 +220,7 @@ class CoprocessorSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _connect(self, connect_seconds: float) -> _Link:
+    def _connect(self, connect_seconds: float) -> Link:
         handshake = HostHandshake.begin(
             self.endpoint, self._workload, self._parameters, connect_seconds, self._options.call_seconds
         )
@@ -286,7 +232,7 @@ class CoprocessorSession:
                     f"the coprocessor now has {handshake.peer.kind.value} evidence, not {kind.value}: restart "
                     "to accept it"
                 )
-            key = _Key(*handshake.announce_key())
+            key = LinkKey(*handshake.announce_key())
             handles: dict[str, int] = {}
             for name, known in adapters.items():
                 again = self._attach(handshake, handles, name)
@@ -298,7 +244,7 @@ class CoprocessorSession:
             handshake.end()
             raise
         stream = EvaluationStream(handshake.channel, handshake.transcript.session_id, self._parameters)
-        link = _Link(handshake, stream, key, handles, [key])
+        link = Link(handshake, stream, [key], handles)
         stream.start(lambda cause: self._break(link, cause))
         return link
 
@@ -308,60 +254,8 @@ class CoprocessorSession:
         handles[name] = handle
         return attached
 
-    def _send(self, link: _Link, name: str, shape: GroupShape, x: npt.NDArray[np.floating]) -> list[_Part]:
-        key = self._key_for(link, name, shape, len(x))
-        plan = select_plan(shape.plans, self._parameters, len(x), shape.d_in, shape.rows)
-        bytes_per_chunk = plan.blocks(shape.d_in) * self._parameters.degree * 4 * len(self._parameters.primes)
-        step = max(1, self._options.frame_bytes // bytes_per_chunk) * plan.tokens
-        parts, sent, seconds = [], link.stream.bytes_sent, 0.0
-        for start in range(0, len(x), step):
-            rows = x[start : start + step]
-            started = time.perf_counter()
-            part_plan = (
-                plan
-                if len(rows) == step
-                else select_plan(shape.plans, self._parameters, len(rows), shape.d_in, shape.rows)
-            )
-            encrypted = key.host.encrypt(rows, part_plan, shape.norm_bound)
-            seconds += time.perf_counter() - started
-            if key.host.closed:
-                # A key that is wiped while it is used encrypts to something readable: nothing of it leaves.
-                raise UnavailableError("the key was destroyed during encryption")
-
-            def build(request_id: int, encrypted: EncryptedActivations = encrypted) -> bytes:
-                return frames.write_request(
-                    frames.EvaluationRequest(
-                        request_id=request_id,
-                        adapter_handle=link.handles[name],
-                        layer=shape.layer,
-                        group=shape.group,
-                        plan=encrypted.plan,
-                        tokens=encrypted.tokens,
-                        key_number=key.number,
-                        ids=encrypted.ids,
-                        seeds=encrypted.seeds,
-                        b=encrypted.b,
-                    )
-                )
-
-            parts.append(_Part(encrypted, key.host, link.stream.submit(build)))
-        self.stats.add(calls=1, tokens=len(x), encrypt_seconds=seconds, bytes_up=link.stream.bytes_sent - sent)
-        return parts
-
-    def _key_for(self, link: _Link, name: str, shape: GroupShape, tokens: int) -> _Key:
-        """The current key, after replacing it when these tokens would exceed its bound."""
-        group = (name, shape.layer, shape.group)
-        if link.key.used[group] and link.key.used[group] + tokens > self._options.tokens_per_key:
-            link.key = _Key(*link.handshake.announce_key())
-            # Requests in flight keep the previous key alive; older ones are done or lost.
-            for old in link.keys[:-1]:
-                old.host.close()
-            link.keys = [link.keys[-1], link.key]
-        link.key.used[group] += tokens
-        return link.key
-
     def _finish(
-        self, link: _Link | None, shape: GroupShape | None, parts: Sequence[_Part], timeout: float | None
+        self, link: Link | None, shape: GroupShape | None, parts: Sequence[SentPart], timeout: float | None
     ) -> npt.NDArray[np.float64]:
         if link is None or shape is None:
             self.stats.add(failures=1)
@@ -401,7 +295,7 @@ class CoprocessorSession:
             raise DeltaUnavailableError(_NO_DELTA) from None
         return results[0] if len(results) == 1 else np.concatenate(results)
 
-    def _break(self, link: _Link, cause: BaseException) -> None:
+    def _break(self, link: Link, cause: BaseException) -> None:
         """Destroy a link's keys and stream. Called by whoever first sees that something is wrong."""
         with self._lock:
             if not link.alive:
@@ -410,17 +304,13 @@ class CoprocessorSession:
         self._log("session broken", cause)
         self._discard(link)
 
-    def _discard(self, link: _Link) -> None:
+    def _discard(self, link: Link) -> None:
         with self._lock:
             link.alive = False
             if link.discarded:
                 return
             link.discarded = True
-        for key in link.keys:
-            key.host.close()
-        link.stream.close()
-        # Telling the coprocessor may take a moment, and the reader thread may be the caller.
-        threading.Thread(target=link.handshake.end, name="he-lora-close", daemon=True).start()
+        link.destroy()
 
     def _log(self, event: str, cause: BaseException, **fields: object) -> None:
         reason = cause.reason if isinstance(cause, TenSafeError) else type(cause).__name__

@@ -196,6 +196,15 @@ def test_bad_input_is_never_sent(
     check_delta(world, session, activations(1), 0, "qkv")
 
 
+def test_late_nan_in_a_long_input_is_not_sent_either(world: World) -> None:
+    with session_with(world, frame_bytes=100_000) as session:
+        x = activations(150)
+        x[149, 3] = np.nan
+        sent = session._link.stream.bytes_sent if session._link else -1
+        assert fails(session.begin(ADAPTER, 0, "qkv", x))
+        assert session._link is not None and session._link.stream.bytes_sent == sent
+
+
 def test_unattached_adapter(session: CoprocessorSession) -> None:
     with pytest.raises(DeltaUnavailableError):
         session.begin("nobody", 0, "qkv", activations(1)).wait()

@@ -1,0 +1,29 @@
+"""Limits and times of a session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """Limits and times of a session.
+
+    tokens_per_key: a CKKS key is replaced before more rows than this have passed through any one group of any one
+    adapter under it. A coprocessor that forges responses and sees what the model then says learns on the order of a
+    bit about the key per generated token; the ternary key has 6,492 bits of entropy, so a key that serves 2,048 rows
+    (256 tokens for each of eight sequences in flight) is gone long before it could be found. Rotation takes a few
+    milliseconds, between calls.
+    frame_bytes: requests are cut into frames of about this size, so that the coprocessor starts before all is sent.
+    reattest_seconds: an older session is replaced, with fresh evidence, when nothing is in flight.
+    """
+
+    connect_seconds: float = 5.0
+    reconnect_seconds: float = 1.0
+    call_seconds: float = 10.0
+    reply_seconds: float = 30.0
+    tokens_per_key: int = 2048
+    frame_bytes: int = 1 << 20
+    reattest_seconds: float = 1800.0
+    first_backoff_seconds: float = 0.25
+    longest_backoff_seconds: float = 8.0
