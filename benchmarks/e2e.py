@@ -90,7 +90,14 @@ def start_workers(options: argparse.Namespace, package: Path, state: Path) -> li
     for mode in MODES:
         say(f"starting the {mode} engine")
         command = [sys.executable, str(ROOT / "benchmarks" / "engine_worker.py"), "--mode", mode]
-        command += ["--model", str(options.model), "--adapter", str(options.adapter), "--dtype", options.dtype]
+        command += [
+            "--model",
+            str(options.model),
+            "--adapter",
+            str(options.adapter.resolve()),
+            "--dtype",
+            options.dtype,
+        ]
         command += ["--package", str(package), "--state-dir", str(state)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         worker = Worker(mode, process)

@@ -109,7 +109,7 @@ async def start(options: argparse.Namespace) -> Engine:
     if lora:
         arguments |= {"enable_lora": True, "max_lora_rank": 16, "max_loras": 1}
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-    request = LoRARequest("demo", 1, os.path.abspath(options.adapter)) if lora else None
+    request = LoRARequest("demo", 1, options.adapter) if lora else None
     return PlainEngine(llm, request)
 
 

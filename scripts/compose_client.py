@@ -9,6 +9,7 @@ import sys
 import time
 
 import openai
+from openai.types.chat import ChatCompletionMessageParam
 
 BASE, ADAPTER = "SmolLM2-135M-Instruct", "demo"
 QUESTION = "Tell me about the sea."
@@ -32,7 +33,7 @@ def wait_ready(client: openai.OpenAI, seconds: float) -> None:
 
 
 def ask(client: openai.OpenAI, model: str, stream: bool) -> str:
-    messages = [{"role": "user", "content": QUESTION}]
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
     if not stream:
         answer = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=48)
         return answer.choices[0].message.content or ""

@@ -89,9 +89,7 @@ class Appraiser:
         try:
             kind = EvidenceKind(request.evidence_kind)
         except ValueError:
-            raise EvidenceRefusedError(
-                "this kind of evidence is not known", "evidence_kind_not_allowed"
-            ) from None
+            raise EvidenceRefusedError("this kind of evidence is not known", "evidence_kind_not_allowed") from None
         require_evidence_kind(self._policy, kind)
         now = self._clock()
         expected = report_data(
@@ -103,9 +101,7 @@ class Appraiser:
             package_id=request.package_id,
             tls_key=request.tls_key,
         )
-        checks = appraisal_of(
-            self._policy, tenant=request.tenant, role=request.role, report_data=expected, now=now
-        )
+        checks = appraisal_of(self._policy, tenant=request.tenant, role=request.role, report_data=expected, now=now)
         claims = self._verifiers[kind].verify(request.evidence)
         checks.verify(claims)
         return issue_token(

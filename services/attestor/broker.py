@@ -78,9 +78,7 @@ class KeyBroker:
     ) -> SealedKey:
         """The content key of this release, sealed to the caller. Asking again gives the same lease."""
         with decision(self._audit, "release") as record:
-            record.update(
-                package_id=package_id, sequence=sequence, manifest_digest=manifest_digest.hex()[:64]
-            )
+            record.update(package_id=package_id, sequence=sequence, manifest_digest=manifest_digest.hex()[:64])
             check_name(package_id, "package id")
             check_sequence(sequence)
             if len(manifest_digest) != 32:
@@ -90,18 +88,14 @@ class KeyBroker:
             release = Release(caller.tenant, package_id, sequence, manifest_digest)
             caller.identity.verify(
                 proof.signature,
-                release_transcript(
-                    self._key.thumbprint, proof.token, release, tokens_wanted, proof.request_nonce
-                ),
+                release_transcript(self._key.thumbprint, proof.token, release, tokens_wanted, proof.request_nonce),
             )
             if caller.package_id != package_id:
                 raise PermissionDeniedError("the token is for another package; attest for this one")
             package = self._package(release)
             newest = self._registry.newest_sequence(release.tenant, release.package_id)
             if newest is not None and sequence < newest:
-                raise PermissionDeniedError(
-                    f"sequence {sequence} was replaced by {newest}; use the newest package"
-                )
+                raise PermissionDeniedError(f"sequence {sequence} was replaced by {newest}; use the newest package")
             terms = self._leases.open_lease(
                 release,
                 token_id=caller.token_id,
@@ -191,9 +185,7 @@ class KeyBroker:
 
 
 def _record_terms(record: dict[str, object], terms: LeaseTerms) -> None:
-    record.update(
-        lease_id=terms.lease_id, lease_expires_at=terms.expires_at, tokens_granted=terms.tokens_granted
-    )
+    record.update(lease_id=terms.lease_id, lease_expires_at=terms.expires_at, tokens_granted=terms.tokens_granted)
 
 
 def _check_tokens(count: int) -> None:

@@ -24,9 +24,7 @@ class Nonce:
 class NonceStore:
     """Nonces that have been handed out and not come back. In memory: a restart refuses all earlier ones."""
 
-    def __init__(
-        self, *, life_seconds: int = 60, capacity: int = 4096, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, *, life_seconds: int = 60, capacity: int = 4096, clock: Callable[[], float] = time.time) -> None:
         self._life = life_seconds
         self._capacity = capacity
         self._clock = clock

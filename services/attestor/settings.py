@@ -44,9 +44,7 @@ class AttestorSettings(BaseSettings):
 def load_settings(arguments: list[str]) -> AttestorSettings:
     """Settings from options and environment. Raises ConfigurationError, also for unknown variables."""
     known = {f"{PREFIX}{name}".upper() for name in AttestorSettings.model_fields}
-    unknown = sorted(
-        name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known
-    )
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise ConfigurationError(f"unknown environment variable {', '.join(unknown)}")
     try:

@@ -19,9 +19,7 @@ _PREFIX = "TENSAFE_GATEWAY_"
 def load_settings(arguments: list[str]) -> GatewaySettings:
     """Settings from options and environment. Raises ConfigurationError, also for unknown variables."""
     known = {f"{_PREFIX}{name}".upper() for name in GatewaySettings.model_fields}
-    unknown = sorted(
-        name for name in os.environ if name.upper().startswith(_PREFIX) and name.upper() not in known
-    )
+    unknown = sorted(name for name in os.environ if name.upper().startswith(_PREFIX) and name.upper() not in known)
     if unknown:
         raise ConfigurationError(f"unknown environment variable {', '.join(unknown)}")
     try:

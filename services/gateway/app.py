@@ -79,15 +79,11 @@ class Gateway:
         if self._keys is None:
             if not is_loopback(request.url.hostname or ""):
                 # A web page whose name was pointed at this machine (DNS rebinding) is not a local caller.
-                raise PermissionDeniedError(
-                    "Authentication is off: address this server by localhost or 127.0.0.1."
-                )
+                raise PermissionDeniedError("Authentication is off: address this server by localhost or 127.0.0.1.")
             return Caller(self._settings.anonymous_tenant, "", None)
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise AuthenticationError(
-                "You didn't provide an API key: send the header Authorization: Bearer KEY."
-            )
+            raise AuthenticationError("You didn't provide an API key: send the header Authorization: Bearer KEY.")
         caller = self._keys.authenticate(key.strip())
         structlog.contextvars.bind_contextvars(tenant=caller.tenant, key_id=caller.key_id)
         return caller
@@ -124,9 +120,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code in (404, 405):
         message = f"Invalid URL ({request.method} {request.url.path[:256]})"
     code = {404: "unknown_url", 405: "method_not_supported", 413: "request_too_large"}.get(error.status_code)
-    return JSONResponse(
-        error_object(error.status_code, message, code), error.status_code, headers=error.headers
-    )
+    return JSONResponse(error_object(error.status_code, message, code), error.status_code, headers=error.headers)
 
 
 async def _tensafe_error(request: Request, error: Exception) -> Response:
@@ -176,9 +170,7 @@ class RequestContext:
                     (b"x-request-id", request_id.encode()),
                     (b"x-tensafe-evidence", kind.encode("ascii", "replace")),
                 ]
-                _log.info(
-                    "answered", method=scope["method"], path=scope["path"][:256], status=message["status"]
-                )
+                _log.info("answered", method=scope["method"], path=scope["path"][:256], status=message["status"])
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id), contextlib.ExitStack() as stack:

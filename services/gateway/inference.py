@@ -31,9 +31,7 @@ class InferenceClient:
 
     def __init__(self, channel: grpc.aio.Channel, endpoint: str, secret: str = "") -> None:
         """`secret` is what the inference service wants from internal callers, if anything."""
-        self._stub: inference_pb2_grpc.InferenceServiceAsyncStub = inference_pb2_grpc.InferenceServiceStub(
-            channel
-        )
+        self._stub: inference_pb2_grpc.InferenceServiceAsyncStub = inference_pb2_grpc.InferenceServiceStub(channel)
         self._endpoint = endpoint
         self._metadata = (("authorization", f"Bearer {secret}"),) if secret else ()
 

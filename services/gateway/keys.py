@@ -147,9 +147,7 @@ def write_key_file(path: Path, contents: KeyFile) -> None:
         raise
 
 
-def add_key(
-    path: Path, *, tenant: str, models: tuple[str, ...] = (ANY_MODEL,), plain_key: str | None = None
-) -> str:
+def add_key(path: Path, *, tenant: str, models: tuple[str, ...] = (ANY_MODEL,), plain_key: str | None = None) -> str:
     """Add a key to the file at `path` (made when absent) and return the key, which is stored nowhere.
 
     `plain_key` imports a key that somebody chose; adding one that is there already changes nothing.
@@ -191,9 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=text)
         command.add_argument("--file", type=Path, required=True)
         command.add_argument("--tenant", required=True)
-        command.add_argument(
-            "--model", action="append", default=None, help="allowed model name; default: all"
-        )
+        command.add_argument("--model", action="append", default=None, help="allowed model name; default: all")
         if name == "import":
             command.add_argument(
                 "--plain-key",

@@ -26,9 +26,7 @@ def error_type(status: int) -> str:
     return "invalid_request_error" if status < 500 else "server_error"
 
 
-def error_object(
-    status: int, message: str, code: str | None = None, param: str | None = None
-) -> dict[str, Any]:
+def error_object(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """OpenAI's error body."""
     return {"error": {"message": message, "type": error_type(status), "param": param, "code": code}}
 

@@ -39,9 +39,7 @@ async def serve(settings: GatewaySettings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running_gateway(
-    settings: GatewaySettings, *, until_signalled: bool = False
-) -> AsyncIterator[Running]:
+async def running_gateway(settings: GatewaySettings, *, until_signalled: bool = False) -> AsyncIterator[Running]:
     """A started gateway, stopped at the end of the block, which with `until_signalled` is a signal."""
     host, port = split_address(settings.listen)
     keys = _keys(settings, host)
@@ -118,9 +116,7 @@ def _secret(settings: GatewaySettings) -> str:
     try:
         return settings.inference_secret_file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(
-            f"cannot read the secret file {settings.inference_secret_file}: {error}"
-        ) from error
+        raise ConfigurationError(f"cannot read the secret file {settings.inference_secret_file}: {error}") from error
 
 
 def _listener(host: str, port: int) -> socket.socket:

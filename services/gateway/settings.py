@@ -36,17 +36,11 @@ class GatewaySettings(BaseSettings):
     )
     keys_file: Path | None = Field(None, description="API keys; without it only a loopback address is served")
     anonymous_tenant: str = Field("", description="tenant of callers when authentication is off")
-    reflection: bool = Field(
-        False, description="offer gRPC reflection on the operators' server (development)"
-    )
+    reflection: bool = Field(False, description="offer gRPC reflection on the operators' server (development)")
     max_body_bytes: int = Field(4 << 20, ge=1024, le=15 << 20, description="largest request body")
     request_timeout_seconds: float = Field(600.0, gt=0, description="longest time one request may take")
-    body_timeout_seconds: float = Field(
-        30.0, gt=0, description="longest time a client may take to send its body"
-    )
-    status_seconds: float = Field(
-        5.0, gt=0, description="how often the inference service is asked for its state"
-    )
+    body_timeout_seconds: float = Field(30.0, gt=0, description="longest time a client may take to send its body")
+    status_seconds: float = Field(5.0, gt=0, description="how often the inference service is asked for its state")
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -13,9 +13,7 @@ from tensorguard.errors import ConfigurationError
 PRIVATE_NAME = "tssp-signing-key.pem"
 PUBLIC_NAME = "tssp-signing-key.pub.pem"
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
-)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback()

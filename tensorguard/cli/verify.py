@@ -30,9 +30,7 @@ def verify(
     verify_parts(file, verified)
     manifest = verified.manifest
     if time.time() >= manifest.expires:
-        raise PackageError(
-            f"package {manifest.tenant}/{manifest.package_id} has expired; pack a new sequence"
-        )
+        raise PackageError(f"package {manifest.tenant}/{manifest.package_id} has expired; pack a new sequence")
     if as_json:
         result = {
             "verified": True,

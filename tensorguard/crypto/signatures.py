@@ -73,8 +73,7 @@ class VerifyingKeys:
     def to_pem(self) -> bytes:
         """Both keys as SubjectPublicKeyInfo PEM blocks."""
         return b"".join(
-            key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-            for key in (self.ed25519, self.mldsa65)
+            key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) for key in (self.ed25519, self.mldsa65)
         )
 
     @classmethod
@@ -151,7 +150,5 @@ class SigningKeys:
 def _split(data: bytes, source: str) -> tuple[bytes, bytes]:
     blocks = _PEM_BLOCK.findall(data)
     if len(blocks) != 2 or b"".join(blocks) != data:
-        raise ConfigurationError(
-            f"{source} must hold exactly two PEM blocks, as `tensafe keys generate` writes"
-        )
+        raise ConfigurationError(f"{source} must hold exactly two PEM blocks, as `tensafe keys generate` writes")
     return blocks[0], blocks[1]

@@ -40,9 +40,7 @@ class NotDebuggable:
 
     def verify(self, claims: Claims) -> None:
         if claims.debug:
-            raise EvidenceRefusedError(
-                "the platform is in debug mode; start the workload without it", "debug_enabled"
-            )
+            raise EvidenceRefusedError("the platform is in debug mode; start the workload without it", "debug_enabled")
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,9 +137,7 @@ class AuditLog:
             os.fsync(self._file)
 
 
-def verify_audit_log(
-    path: Path, keys: KeySet | None = None, *, expected: AuditHead | None = None
-) -> AuditHead:
+def verify_audit_log(path: Path, keys: KeySet | None = None, *, expected: AuditHead | None = None) -> AuditHead:
     """Check every record of a log and return its head.
 
     keys: also check every signature. expected: a head seen earlier (from GetStatus), which must be in the

@@ -180,9 +180,7 @@ class AttestorClient:
         Raises LeaseExpiredError (attest and release again) or BudgetExhaustedError (nothing is left).
         """
         nonce = secrets.token_bytes(REQUEST_NONCE_BYTES)
-        signed = renew_transcript(
-            self.attestor_thumbprint, token, lease_id, tokens_used, tokens_wanted, nonce
-        )
+        signed = renew_transcript(self.attestor_thumbprint, token, lease_id, tokens_used, tokens_wanted, nonce)
         answer = self._call(
             self._stub.RenewLease,
             attestor_pb2.RenewLeaseRequest(

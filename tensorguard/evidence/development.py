@@ -94,9 +94,7 @@ def _make_root(private: Path, public: Path) -> None:
     key = serialization.load_pem_private_key(read_secret_file(private), None)
     _replace(
         public,
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        ),
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
     )
 
 

@@ -88,9 +88,7 @@ def issue_token(
         },
     }
     payload = {name: value for name, value in payload.items() if value is not None}
-    token = jwt.encode(
-        payload, key.private_key, algorithm=_ALGORITHM, headers={"typ": "JWT", "kid": key.thumbprint}
-    )
+    token = jwt.encode(payload, key.private_key, algorithm=_ALGORITHM, headers={"typ": "JWT", "kid": key.thumbprint})
     return IssuedToken(token, token_id, expires)
 
 
@@ -158,6 +156,7 @@ class TokenVerifier:
         segments = token.split(".")
         try:
             parts = [base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) for text in segments]
+            # One token, one spelling, whatever the JWT library's version lets pass.
             if [_base64url(part) for part in parts] != segments:
                 raise TokenError("the token is not canonical base64url")
             header = json.loads(parts[0])

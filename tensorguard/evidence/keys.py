@@ -85,12 +85,7 @@ class KeySet:
     def to_jwks(self) -> bytes:
         """JWK set, canonical JSON."""
         return canonical.dumps(
-            {
-                "keys": [
-                    {**jwk_of(key), "alg": "ES256", "kid": name, "use": "sig"}
-                    for name, key in self._keys.items()
-                ]
-            }
+            {"keys": [{**jwk_of(key), "alg": "ES256", "kid": name, "use": "sig"} for name, key in self._keys.items()]}
         )
 
     def only(self, name: str) -> KeySet:
@@ -115,9 +110,7 @@ class KeySet:
 def _from_jwk(entry: dict[str, str]) -> ec.EllipticCurvePublicKey:
     if entry["kty"] != "EC" or entry["crv"] != "P-256" or "d" in entry:
         raise ValueError("not a P-256 public key")
-    coordinates = [
-        base64.urlsafe_b64decode(entry[name] + "=" * (-len(entry[name]) % 4)) for name in ("x", "y")
-    ]
+    coordinates = [base64.urlsafe_b64decode(entry[name] + "=" * (-len(entry[name]) % 4)) for name in ("x", "y")]
     key = load_signing_key(b"\x04" + b"".join(coordinates))
     if "kid" in entry and entry["kid"] != thumbprint(key):
         raise ValueError("kid is not the key's thumbprint")

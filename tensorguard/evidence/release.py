@@ -72,9 +72,7 @@ def renew_transcript(
     )
 
 
-def sealed_key_info(
-    attestor_thumbprint: str, release: Release, request_nonce: bytes, terms: LeaseTerms
-) -> bytes:
+def sealed_key_info(attestor_thumbprint: str, release: Release, request_nonce: bytes, terms: LeaseTerms) -> bytes:
     """HPKE `info` of a sealed content key.
 
     The terms are in it: whoever does not know the content key cannot make one with other terms that opens.

@@ -108,9 +108,7 @@ class LoraAdapter:
         shapes = _projection_shapes(config)
         for (layer, projection), module in sorted(self.modules.items()):
             if layer >= count:
-                raise UnsupportedAdapterError(
-                    f"the adapter has layer {layer}; the base model has {count} layers"
-                )
+                raise UnsupportedAdapterError(f"the adapter has layer {layer}; the base model has {count} layers")
             if (module.d_out, module.d_in) != shapes[projection]:
                 raise UnsupportedAdapterError(
                     f"layer {layer} {projection} maps {module.d_in} to {module.d_out} channels, but in the "
@@ -120,9 +118,7 @@ class LoraAdapter:
             present = {layer for layer, _ in self.modules}
             missing = sorted(set(range(count)) - present)
             if missing:
-                raise MissingWeightsError(
-                    f"the adapter has no weights for layer {missing[0]} of the base model"
-                )
+                raise MissingWeightsError(f"the adapter has no weights for layer {missing[0]} of the base model")
 
 
 def _pair(tensors: Mapping[str, Float32Array], config: AdapterConfig) -> dict[ModuleKey, LoraModule]:
@@ -130,11 +126,7 @@ def _pair(tensors: Mapping[str, Float32Array], config: AdapterConfig) -> dict[Mo
     paths: dict[ModuleKey, str] = {}
     for name, tensor in tensors.items():
         match = _KEY.match(name)
-        if (
-            not match
-            or _PARENTS.get(match["projection"]) != match["parent"]
-            or int(match["layer"]) >= MAX_LAYERS
-        ):
+        if not match or _PARENTS.get(match["projection"]) != match["parent"] or int(match["layer"]) >= MAX_LAYERS:
             raise UnsupportedAdapterError(
                 f"the adapter holds {name:.200}; only the projections {', '.join(_PARENTS)} of decoder "
                 "layers can be adapted"
@@ -155,8 +147,7 @@ def _module(path: str, halves: Mapping[str, Float32Array], config: AdapterConfig
     rank = config.rank_of(path)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank or 0 in a.shape + b.shape:
         raise UnsupportedAdapterError(
-            f"{path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; "
-            f"expected [{rank}, d_in] and [d_out, {rank}]"
+            f"{path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}; expected [{rank}, d_in] and [d_out, {rank}]"
         )
     return LoraModule(A=a, B=b, scaling=config.scaling_of(path))
 
@@ -165,16 +156,12 @@ def _check_complete(modules: Mapping[ModuleKey, LoraModule], config: AdapterConf
     paths = {key: f"model.layers.{key[0]}.{_PARENTS[key[1]]}.{key[1]}" for key in modules}
     layers = config.layers if config.layers is not None else frozenset(layer for layer, _ in modules)
     if extra := {layer for layer, _ in modules} - layers:
-        raise UnsupportedAdapterError(
-            f"the adapter holds layer {min(extra)}, which layers_to_transform does not name"
-        )
+        raise UnsupportedAdapterError(f"the adapter holds layer {min(extra)}, which layers_to_transform does not name")
     for target in config.target_modules:
         found = {key[0] for key, path in paths.items() if matches(target, path)}
         projection = target.rpartition(".")[2]
         if projection not in _PARENTS:
-            raise UnsupportedAdapterError(
-                f"target module {target!r:.100} cannot be adapted; use {', '.join(_PARENTS)}"
-            )
+            raise UnsupportedAdapterError(f"target module {target!r:.100} cannot be adapted; use {', '.join(_PARENTS)}")
         if not found:
             raise MissingWeightsError(f"target module {target} has no weights in adapter_model.safetensors")
         # A name without a layer number means that projection in every adapted layer.
@@ -186,9 +173,7 @@ def _projection_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     hidden = _positive(config, "hidden_size")
     inner = _positive(config, "intermediate_size")
     heads = _positive(config, "num_attention_heads")
-    key_heads = (
-        heads if config.get("num_key_value_heads") is None else _positive(config, "num_key_value_heads")
-    )
+    key_heads = heads if config.get("num_key_value_heads") is None else _positive(config, "num_key_value_heads")
     head = hidden // heads if config.get("head_dim") is None else _positive(config, "head_dim")
     return {
         "q_proj": (heads * head, hidden),

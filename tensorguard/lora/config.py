@@ -136,12 +136,8 @@ def _parse(fields: dict[str, Any]) -> AdapterConfig:
         alpha=_alpha(fields.get("lora_alpha"), "lora_alpha"),
         use_rslora=_flag(fields.get("use_rslora", False), "use_rslora"),
         target_modules=_target_modules(fields.get("target_modules")),
-        rank_pattern=tuple(
-            (key, _rank(value, "rank_pattern")) for key, value in _pattern(fields, "rank_pattern")
-        ),
-        alpha_pattern=tuple(
-            (key, _alpha(value, "alpha_pattern")) for key, value in _pattern(fields, "alpha_pattern")
-        ),
+        rank_pattern=tuple((key, _rank(value, "rank_pattern")) for key, value in _pattern(fields, "rank_pattern")),
+        alpha_pattern=tuple((key, _alpha(value, "alpha_pattern")) for key, value in _pattern(fields, "alpha_pattern")),
         layers=_layers(fields.get("layers_to_transform")),
         base_model_name=str(fields.get("base_model_name_or_path") or ""),
     )
@@ -171,9 +167,7 @@ def _flag(value: object, name: str) -> bool:
 
 def _target_modules(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
-        raise _refusal(
-            "target_modules", value, "give a list of module names (PEFT saves 'all-linear' as one)"
-        )
+        raise _refusal("target_modules", value, "give a list of module names (PEFT saves 'all-linear' as one)")
     return tuple(sorted(set(value)))
 
 

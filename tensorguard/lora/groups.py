@@ -120,9 +120,7 @@ def build_groups(
     if progress is not None:
         progress(len(keys), len(keys))
     for parameters in parameter_sets:
-        groups = tuple(
-            round_group(*key, members, parameters) for key, members in zip(keys, factored, strict=True)
-        )
+        groups = tuple(round_group(*key, members, parameters) for key, members in zip(keys, factored, strict=True))
         worst = max(groups, key=lambda group: group.rounding_error)
         if worst.rounding_error <= ERROR_BOUND - ENCRYPTION_SHARE:
             return parameters, groups
@@ -150,9 +148,7 @@ def factor_group(
     """Factor the projections of one group, in the order of `GROUPS`."""
     present = [name for name in GROUPS[group] if (layer, name) in modules]
     if len({modules[layer, name].d_in for name in present}) != 1:
-        raise UnsupportedAdapterError(
-            f"the {group} projections of layer {layer} have no or different input sizes"
-        )
+        raise UnsupportedAdapterError(f"the {group} projections of layer {layer} have no or different input sizes")
     return {name: factor(modules[layer, name], random_bytes) for name in present}
 
 
@@ -202,9 +198,7 @@ def round_weights(weights: Float64Array, norm_bound: float) -> tuple[Int32Array,
         exponent -= 1
         rounded = np.rint(np.ldexp(weights, exponent))
     if abs(exponent) > MAX_SCALE_EXPONENT:
-        raise UnsupportedAdapterError(
-            f"a projection's weights have norm {norm:.1e}, which has no usable scale"
-        )
+        raise UnsupportedAdapterError(f"a projection's weights have norm {norm:.1e}, which has no usable scale")
     return rounded.astype(np.int32), exponent
 
 

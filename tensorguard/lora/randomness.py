@@ -41,9 +41,7 @@ def haar_orthogonal(size: int, random_bytes: RandomBytes = os.urandom) -> Float6
     return q * signs
 
 
-def random_complement(
-    basis: Float64Array, columns: int, random_bytes: RandomBytes = os.urandom
-) -> Float64Array:
+def random_complement(basis: Float64Array, columns: int, random_bytes: RandomBytes = os.urandom) -> Float64Array:
     """Uniformly random orthonormal columns, orthogonal to the orthonormal `basis` [n, k]; [n, columns]."""
     gaussian = standard_normal(basis.shape[0], columns, random_bytes)
     for _ in range(2):  # twice is enough for orthogonality to working precision (Kahan)

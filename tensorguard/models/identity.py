@@ -118,9 +118,7 @@ def _tokenizer_facts(path: Path) -> dict[str, Any]:
     if (path / "tokenizer.model").is_file():
         data = _read_bounded(path / "tokenizer.model", _MAX_TOKENIZER_MODEL_BYTES)
         return facts | {"tokenizer_model_sha256": hashlib.sha256(data).hexdigest()}
-    raise ConfigurationError(
-        f"{path} has neither tokenizer.json nor tokenizer.model; copy the tokenizer there"
-    )
+    raise ConfigurationError(f"{path} has neither tokenizer.json nor tokenizer.model; copy the tokenizer there")
 
 
 def _weight_facts(path: Path) -> dict[str, Any]:
@@ -137,9 +135,7 @@ def _weight_facts(path: Path) -> dict[str, Any]:
     missing = [name for name in shards if not (path / name).is_file()]
     if missing:
         others = f" and {len(missing) - 1} more shards" if len(missing) > 1 else ""
-        raise ConfigurationError(
-            f"{path} lacks {missing[0]}{others}; the weights must be there as safetensors"
-        )
+        raise ConfigurationError(f"{path} lacks {missing[0]}{others}; the weights must be there as safetensors")
     return {"weight_map": weight_map, "shards": {name: _shard_facts(path / name) for name in shards}}
 
 

@@ -47,9 +47,7 @@ class ReferenceModel:
         """Load both. Raises ConfigurationError when a folder or a library is missing."""
         _require_file(Path(model_dir) / "config.json", "--model must name a Hugging Face model folder")
         if adapter_dir is not None:
-            _require_file(
-                Path(adapter_dir) / "adapter_config.json", "--adapter must name a PEFT adapter folder"
-            )
+            _require_file(Path(adapter_dir) / "adapter_config.json", "--adapter must name a PEFT adapter folder")
         try:
             import torch
             import transformers
@@ -58,15 +56,11 @@ class ReferenceModel:
             if adapter_dir is not None:
                 from peft import PeftModel
         except ImportError as error:
-            raise ConfigurationError(
-                f"the plaintext reference needs {error.name}: run `make setup`"
-            ) from None
+            raise ConfigurationError(f"the plaintext reference needs {error.name}: run `make setup`") from None
         transformers.utils.logging.disable_progress_bar()
         self._torch = torch
         self.tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=torch.float32, local_files_only=True
-        )
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, local_files_only=True)
         self._end_tokens = self.model.generation_config.eos_token_id
         if adapter_dir is not None:
             self.model = PeftModel.from_pretrained(self.model, adapter_dir, local_files_only=True)
@@ -81,9 +75,7 @@ class ReferenceModel:
             return [int(token) for token in prompt["prompt_token_ids"]]
         if given == ["prompt"]:
             return list(self.tokenizer(prompt["prompt"]).input_ids)
-        text = self.tokenizer.apply_chat_template(
-            prompt["messages"], add_generation_prompt=True, tokenize=False
-        )
+        text = self.tokenizer.apply_chat_template(prompt["messages"], add_generation_prompt=True, tokenize=False)
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def answer(self, prompt: Mapping[str, Any], max_tokens: int, ignore_eos: bool = False) -> ReferenceAnswer:

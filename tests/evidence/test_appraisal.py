@@ -66,9 +66,7 @@ def test_debug_needs_to_be_allowed_by_name() -> None:
 def test_parts_of_different_tuples_do_not_add_up() -> None:
     tdx = dataclasses.replace(CLAIMS, kind=EvidenceKind.TDX, role=None, issued_at=None)
     for pair in (("11", "22"), ("33", "44")):
-        appraise(
-            dataclasses.replace(tdx, measurements={"mrtd": pair[0] * 48, "rtmr0": pair[1] * 48}), policy()
-        )
+        appraise(dataclasses.replace(tdx, measurements={"mrtd": pair[0] * 48, "rtmr0": pair[1] * 48}), policy())
     mixed = dataclasses.replace(tdx, measurements={"mrtd": "11" * 48, "rtmr0": "44" * 48})
     assert refusal(mixed) == "measurement_not_allowed"
 
@@ -86,9 +84,7 @@ def test_no_checks_accept_nothing() -> None:
 def test_simulated_must_be_named() -> None:
     hardware = policy(
         evidence_kinds=["tdx"],
-        roles={
-            "coprocessor": {"measurements": [{"evidence_kind": "tdx", "values": {"mrtd": "11" * 48}}]}
-        },
+        roles={"coprocessor": {"measurements": [{"evidence_kind": "tdx", "values": {"mrtd": "11" * 48}}]}},
     )
     with pytest.raises(EvidenceRefusedError) as refused:
         require_evidence_kind(hardware, EvidenceKind.SIMULATED)

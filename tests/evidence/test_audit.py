@@ -70,6 +70,18 @@ def test_reorder_insertion_and_duplication_are_found(path: Path) -> None:
             verify_audit_log(path)
 
 
+def test_a_record_of_another_history_is_found(path: Path, tmp_path: Path) -> None:
+    """Signed by the same key at the same place, in a copy of the state directory: no part of this chain."""
+    other = AuditLog(tmp_path / "other.jsonl", KEY)
+    for _ in range(5):
+        other.append("attest", {"number": 99})
+    other.close()
+    path.write_bytes(b"".join([*lines(path)[:4], lines(tmp_path / "other.jsonl")[4]]))
+    path.with_suffix(".head").unlink()
+    with pytest.raises(AuditError, match="record 5"):
+        verify_audit_log(path, KEY.key_set())
+
+
 def test_truncation_is_found_by_the_head_file_or_a_remembered_head(path: Path) -> None:
     remembered = verify_audit_log(path)
     path.write_bytes(b"".join(lines(path)[:3]))

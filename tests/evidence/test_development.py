@@ -45,9 +45,7 @@ def test_keys_stay_and_generated_policy_follows_the_code(state: DevelopmentState
     after = {path.name: path.read_bytes() for path in state.state_dir.iterdir()}
     assert {name for name in after if before[name] != after[name]} == {"policy.yaml"}
     assert NEW_CODE in after["policy.yaml"].decode()
-    assert AttestorKey.load_or_create(state.state_dir / "signing-key.pem").thumbprint == (
-        state.attestor_thumbprint
-    )
+    assert AttestorKey.load_or_create(state.state_dir / "signing-key.pem").thumbprint == (state.attestor_thumbprint)
 
 
 @pytest.mark.parametrize(

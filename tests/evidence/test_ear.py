@@ -28,11 +28,7 @@ POLICY = parse_policy(
             "id": "test",
             "evidence_kinds": ["simulated"],
             "tenants": ["tenant"],
-            "roles": {
-                "coprocessor": {
-                    "measurements": [{"evidence_kind": "simulated", "values": {"code": "ab" * 48}}]
-                }
-            },
+            "roles": {"coprocessor": {"measurements": [{"evidence_kind": "simulated", "values": {"code": "ab" * 48}}]}},
             "lease": {"seconds": 60, "tokens_per_grant": 10, "tokens_per_release": 100},
         }
     )
@@ -105,9 +101,7 @@ def test_from_the_future() -> None:
         verifier(NOW - 6).verify(token())
 
 
-@pytest.mark.parametrize(
-    "expected", [{"role": Role.INFERENCE}, {"tenant": "other"}, {"package_id": "other"}]
-)
+@pytest.mark.parametrize("expected", [{"role": Role.INFERENCE}, {"tenant": "other"}, {"package_id": "other"}])
 def test_for_another_purpose(expected: dict[str, Any]) -> None:
     with pytest.raises(PermissionDeniedError):
         verifier().verify(token(), **expected)
@@ -118,17 +112,15 @@ def test_another_attestor() -> None:
         verifier(key=AttestorKey.generate()).verify(token())
     # its signature under our kid
     forger = AttestorKey.generate()
-    forged = jwt.encode(
-        payload_of(token()), forger.private_key, "ES256", headers={"typ": "JWT", "kid": KEY.thumbprint}
-    )
+    forged = jwt.encode(payload_of(token()), forger.private_key, "ES256", headers={"typ": "JWT", "kid": KEY.thumbprint})
     with pytest.raises(TokenError, match="signature"):
         verifier().verify(forged)
 
 
 def test_no_character_can_be_changed() -> None:
     text = token()
-    for position in range(0, len(text), 3):
-        for replacement in ("A", "B", "_", "\n", "."):
+    for position in range(0, len(text), 11):
+        for replacement in ("A", "_", "\n", "."):
             mutated = text[:position] + replacement + text[position + 1 :]
             if mutated != text:
                 with pytest.raises(TokenError):
@@ -136,6 +128,17 @@ def test_no_character_can_be_changed() -> None:
     for mutated in (text + "=", text + "\n", " " + text, text[:-1] + chr(ord(text[-1]) ^ 1)):
         with pytest.raises(TokenError):
             verifier().verify(mutated)
+
+
+def test_one_token_has_one_spelling() -> None:
+    """The last character of each segment carries unused bits: other values decode to the same bytes."""
+    segments = token().split(".")
+    for index, segment in enumerate(segments):
+        for last in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_":
+            if last != segment[-1]:
+                mutated = [*segments[:index], segment[:-1] + last, *segments[index + 1 :]]
+                with pytest.raises(TokenError):
+                    verifier().verify(".".join(mutated))
 
 
 def b64(data: bytes) -> str:
@@ -216,7 +219,9 @@ def test_unknown_claims_are_for_later_versions() -> None:
     verifier().verify(signed({**payload_of(token()), "new": 1}))
 
 
-@pytest.mark.parametrize("text", ["", ".", "..", "a.b.c", "x" * 9000, "é.é.é", "." * 100, b64(b"[" * 5000) + ".e30.e30"])
+@pytest.mark.parametrize(
+    "text", ["", ".", "..", "a.b.c", "x" * 9000, "é.é.é", "." * 100, b64(b"[" * 5000) + ".e30.e30"]
+)
 def test_garbage(text: str) -> None:
     with pytest.raises(TokenError):
         verifier().verify(text)
@@ -224,8 +229,6 @@ def test_garbage(text: str) -> None:
 
 def test_another_curve_is_no_key() -> None:
     other = ec.generate_private_key(ec.SECP384R1())
-    text = jwt.encode(
-        payload_of(token()), other, "ES384", headers={"typ": "JWT", "kid": KEY.thumbprint}
-    )
+    text = jwt.encode(payload_of(token()), other, "ES384", headers={"typ": "JWT", "kid": KEY.thumbprint})
     with pytest.raises(TokenError):
         verifier().verify(text)

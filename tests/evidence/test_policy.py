@@ -16,9 +16,7 @@ GOOD: dict[str, Any] = {
     "id": "test",
     "evidence_kinds": ["simulated"],
     "tenants": ["tenant"],
-    "roles": {
-        "coprocessor": {"measurements": [{"evidence_kind": "simulated", "values": {"code": "ab" * 48}}]}
-    },
+    "roles": {"coprocessor": {"measurements": [{"evidence_kind": "simulated", "values": {"code": "ab" * 48}}]}},
     "lease": {"seconds": 60, "tokens_per_grant": 10, "tokens_per_release": 100},
 }
 

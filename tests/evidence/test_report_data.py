@@ -53,10 +53,6 @@ def test_every_field_is_bound(name: str, value: object) -> None:
 @given(st.lists(st.binary(max_size=6), min_size=2, max_size=5), st.data())
 def test_field_borders_are_bound(fields: list[bytes], data: st.DataObject) -> None:
     joined = b"".join(fields)
-    cuts = sorted(
-        data.draw(
-            st.lists(st.integers(0, len(joined)), min_size=len(fields) - 1, max_size=len(fields) - 1)
-        )
-    )
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(joined)), min_size=len(fields) - 1, max_size=len(fields) - 1)))
     other = [joined[a:b] for a, b in zip([0, *cuts], [*cuts, len(joined)], strict=True)]
     assert (transcript.encode("d", *other) == transcript.encode("d", *fields)) == (other == fields)

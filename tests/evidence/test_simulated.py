@@ -52,9 +52,7 @@ def test_no_byte_can_be_changed(evidence: bytes, verifier: SimulatedVerifier) ->
 
 
 @pytest.mark.parametrize("change", [lambda e: e[:-64], lambda e: b"", lambda e: e + b" ", lambda e: e * 20])
-def test_unsigned_or_resized_is_refused(
-    evidence: bytes, verifier: SimulatedVerifier, change: object
-) -> None:
+def test_unsigned_or_resized_is_refused(evidence: bytes, verifier: SimulatedVerifier, change: object) -> None:
     with pytest.raises(EvidenceRefusedError):
         verifier.verify(change(evidence))  # type: ignore[operator]
 
@@ -82,9 +80,7 @@ def test_another_root_is_refused(evidence: bytes, tmp_path: Path) -> None:
 def test_a_signed_document_must_still_be_well_formed(
     state: DevelopmentState, evidence: bytes, verifier: SimulatedVerifier, change: dict[str, object]
 ) -> None:
-    document = json.dumps(
-        {**json.loads(evidence[:-64]), **change}, sort_keys=True, separators=(",", ":")
-    ).encode()
+    document = json.dumps({**json.loads(evidence[:-64]), **change}, sort_keys=True, separators=(",", ":")).encode()
     with pytest.raises(EvidenceRefusedError) as refused:
         verifier.verify(sign(state, document))
     assert refused.value.detail == "malformed"

@@ -171,9 +171,7 @@ def test_a_malformed_prompts_file_is_refused(content: str, tmp_path: Path) -> No
         reference.read_prompts(path)
 
 
-def test_a_missing_library_is_named(
-    tiny_model: Path, tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_library_is_named(tiny_model: Path, tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "peft", None)

@@ -47,9 +47,7 @@ def test_the_second_call_converts_nothing(conversions: list[Path], tmp_path: Pat
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [first.name]  # no workspace is left
 
 
-def test_provenance_tells_the_quantisation_and_the_hash_of_the_source(
-    conversions: list[Path], tmp_path: Path
-) -> None:
+def test_provenance_tells_the_quantisation_and_the_hash_of_the_source(conversions: list[Path], tmp_path: Path) -> None:
     folder = smollm2.prepare_smollm2(tmp_path / "cache")
     provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert "dequantised Q4_1" in provenance["weights"]

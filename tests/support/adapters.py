@@ -84,9 +84,7 @@ def write_adapter(
 ) -> Path:
     """An adapter folder as PEFT's save_pretrained writes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(
-        json.dumps(adapter_config() if config is None else dict(config))
-    )
+    (folder / "adapter_config.json").write_text(json.dumps(adapter_config() if config is None else dict(config)))
     save_file(dict(adapter_tensors() if tensors is None else tensors), folder / "adapter_model.safetensors")
     return folder
 

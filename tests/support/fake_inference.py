@@ -17,9 +17,7 @@ WORDS = ["Hello", " from", " the", " fake", "."]
 
 
 def _head(status: int, content_type: str) -> inference_pb2.CompleteResponse:
-    return inference_pb2.CompleteResponse(
-        head=inference_pb2.ResponseHead(status=status, content_type=content_type)
-    )
+    return inference_pb2.CompleteResponse(head=inference_pb2.ResponseHead(status=status, content_type=content_type))
 
 
 def _body(data: bytes) -> inference_pb2.CompleteResponse:
@@ -40,19 +38,13 @@ class FakeInference:
         return inference_pb2.ListModelsResponse(
             models=[
                 inference_pb2.Model(name="org/base", created=1700000000, max_model_length=2048),
-                inference_pb2.Model(
-                    name="adapter", parent="org/base", adapter_digest="ab" * 32, adapter_sequence=3
-                ),
+                inference_pb2.Model(name="adapter", parent="org/base", adapter_digest="ab" * 32, adapter_sequence=3),
             ]
         )
 
     async def GetStatus(self, request: Any, context: Any) -> inference_pb2.GetStatusResponse:  # noqa: N802
-        adapter = inference_pb2.AdapterStatus(
-            name="adapter", coprocessor_evidence_kind=self.coprocessor_evidence
-        )
-        return inference_pb2.GetStatusResponse(
-            version="test", evidence_kind=self.evidence, adapters=[adapter]
-        )
+        adapter = inference_pb2.AdapterStatus(name="adapter", coprocessor_evidence_kind=self.coprocessor_evidence)
+        return inference_pb2.GetStatusResponse(version="test", evidence_kind=self.evidence, adapters=[adapter])
 
     async def Complete(  # noqa: N802
         self, request: inference_pb2.CompleteRequest, context: Any

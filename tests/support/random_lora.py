@@ -45,9 +45,7 @@ def write_random_lora(
             prefix = f"base_model.model.model.layers.{layer}.{PARENTS.get(target, 'mlp')}.{target}"
             a = rng.standard_normal((rank, d_in)) / np.sqrt(d_in)
             tensors[f"{prefix}.lora_A.weight"] = a.astype(np.float32)
-            tensors[f"{prefix}.lora_B.weight"] = (strength * rng.standard_normal((d_out, rank))).astype(
-                np.float32
-            )
+            tensors[f"{prefix}.lora_B.weight"] = (strength * rng.standard_normal((d_out, rank))).astype(np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
     adapter = {

@@ -29,9 +29,7 @@ CHAT = "/v1/chat/completions"
         ("PUT", CHAT, 405),
     ],
 )
-async def test_unknown_paths_and_methods_have_openai_errors(
-    start: Start, method: str, path: str, status: int
-) -> None:
+async def test_unknown_paths_and_methods_have_openai_errors(start: Start, method: str, path: str, status: int) -> None:
     async with start() as site, httpx.AsyncClient(base_url=site.url) as client:
         answer = await client.request(method, path)
         assert answer.status_code == status
@@ -104,8 +102,7 @@ async def test_every_answer_has_a_fresh_request_id_and_the_evidence_kind(start: 
     async with start() as site, httpx.AsyncClient(base_url=site.url) as client:
         headers = {"authorization": f"Bearer {site.key}", "x-request-id": "chosen"}
         answers = [
-            await client.get(path, headers=headers)
-            for path in ("/health", "/v1/models", "/none", "/v1/models/none")
+            await client.get(path, headers=headers) for path in ("/health", "/v1/models", "/none", "/v1/models/none")
         ]
         ids = {answer.headers["x-request-id"] for answer in answers}
         assert len(ids) == len(answers) and "chosen" not in ids

@@ -114,9 +114,7 @@ def test_importing_twice_changes_nothing_but_never_widens(file: Path) -> None:
             add_key(file, tenant=tenant, plain_key="tensafe-test", models=models)
 
 
-def test_command_line(
-    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_line(file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["create", "--file", str(file), "--tenant", "one", "--model", "m"]) == 0
     key = capsys.readouterr().out.strip()
     assert KeyStore.load(file).authenticate(key).models == frozenset({"m"})

@@ -47,9 +47,7 @@ async def test_completion_streamed_and_not(start: Start) -> None:
 
 
 async def test_body_is_forwarded_byte_for_byte(start: Start) -> None:
-    body = (
-        '{ "model": "adapter",\n "x":  1.00, "messages": [{"role":"user","content":"\\u00e9 é"}] }'.encode()
-    )
+    body = '{ "model": "adapter",\n "x":  1.00, "messages": [{"role":"user","content":"\\u00e9 é"}] }'.encode()
     async with start() as site, httpx.AsyncClient() as client:
         headers = {"authorization": f"Bearer {site.key}", "content-type": "application/json; charset=utf-8"}
         answer = await client.post(f"{site.url}/v1/chat/completions", content=body, headers=headers)
@@ -111,9 +109,7 @@ async def test_missing_key_is_the_clients_authentication_error(start: Start) -> 
                 await client.models.list()
         async with httpx.AsyncClient() as http:
             assert (await http.get(f"{site.url}/v1/models")).status_code == 401
-            assert (
-                await http.get(f"{site.url}/v1/models", headers={"authorization": "Basic x"})
-            ).status_code == 401
+            assert (await http.get(f"{site.url}/v1/models", headers={"authorization": "Basic x"})).status_code == 401
 
 
 async def test_upstream_refusals_keep_their_status_and_body(start: Start) -> None:
@@ -123,9 +119,7 @@ async def test_upstream_refusals_keep_their_status_and_body(start: Start) -> Non
         assert "max_tokens is too large" in refused.value.message
 
 
-@pytest.mark.parametrize(
-    ("model", "status"), [("unavailable", 503), ("delta", 503), ("half", 503), ("no-head", 500)]
-)
+@pytest.mark.parametrize(("model", "status"), [("unavailable", 503), ("delta", 503), ("half", 503), ("no-head", 500)])
 async def test_upstream_failures(start: Start, model: str, status: int) -> None:
     async with start() as site, client_of(site) as client:
         with pytest.raises(openai.InternalServerError) as failed:

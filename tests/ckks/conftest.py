@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from tensorguard.ckks import EncodedGroup, Evaluator, GroupWeights, HostSession, ParameterSet, Plan, get_parameter_set
+
+SESSION = b"session under test"
+SEED = bytes(range(32))
+
+
+@pytest.fixture(scope="session")
+def parameters() -> ParameterSet:
+    return get_parameter_set("n4096-q90-w12")
+
+
+def make_weights(rows: int, d_in: int, parameters: ParameterSet, seed: int = 0, rank: int = 16) -> GroupWeights:
+    """Random weights just inside the norm bound."""
+    bound = parameters.norm_bound(d_in, rank)
+    real = np.random.default_rng(seed).normal(size=(rows, d_in))
+    fraction = np.sqrt(min(rows, rank) / rows)
+    integers = np.trunc(real * (0.99 * bound / np.linalg.norm(real) / fraction)).astype(np.int32)
+    return GroupWeights(integers, (10,) * rows, bound)
+
+
+@dataclass
+class Pair:
+    """Both sides of one session."""
+
+    parameters: ParameterSet
+    host: HostSession
+    evaluator: Evaluator
+    seed: bytes
+
+    @classmethod
+    def create(cls, parameters: ParameterSet, evaluator_type: type[Evaluator] = Evaluator) -> Pair:
+        seed = os.urandom(32)
+        host = HostSession.create(parameters, seed, SESSION)
+        return cls(parameters, host, evaluator_type(parameters, host.public_key, seed, SESSION), seed)
+
+    def product(self, x: np.ndarray, weights: GroupWeights, plan: Plan) -> np.ndarray:
+        group = EncodedGroup(weights, self.parameters, [plan])
+        sent = self.host.encrypt(x, plan, weights.norm_bound)
+        response = self.evaluator.evaluate(group, plan, sent.tokens, sent.ids, sent.seeds, sent.b)
+        return self.host.decrypt(sent, response, weights.rows, weights.row_scales)
+
+
+@pytest.fixture(scope="session")
+def pair(parameters: ParameterSet) -> Pair:
+    return Pair.create(parameters)

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensorguard.ckks import EncodedGroup, Evaluator, GroupWeights, Plan, get_parameter_set
+from tensorguard.errors import InvalidInputError, NotFoundError, TenSafeError
+from tests.ckks import reference
+from tests.ckks.conftest import SESSION, Pair, make_weights
+
+PARAMETERS = get_parameter_set("n4096-q90-w12")
+
+
+class RecordingEvaluator(Evaluator):
+    """Remembers the randomness of its last call."""
+
+    def _randomness(self, responses: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self.drawn = super()._randomness(responses, outputs)
+        return self.drawn
+
+
+def evaluate_by_reference(
+    pair: Pair, weights: GroupWeights, plan: Plan, tokens: int, sent: object, drawn: tuple
+) -> tuple[np.ndarray, np.ndarray]:
+    primes, q = PARAMETERS.primes, PARAMETERS.modulus
+    trits, error_words, flood_words = drawn
+    blocks, groups = plan.blocks(weights.d_in), plan.row_groups(weights.rows)
+
+    def coefficients(values: np.ndarray) -> list[int]:
+        return reference.combine(
+            np.stack([reference.inverse(values[i].astype(np.uint64), p) for i, p in enumerate(primes)]), primes
+        )
+
+    seed = pair.seed
+    inputs = []
+    for index, identifier in enumerate(sent.ids.tolist()):
+        own = sent.seeds[32 * index : 32 * index + 32]
+        a = reference.expand(PARAMETERS, reference.CIPHERTEXT, SESSION, identifier, own)
+        inputs.append((coefficients(sent.b[index]), coefficients(a)))
+    pk0 = coefficients(pair.host.public_key)
+    pk1 = coefficients(reference.expand(PARAMETERS, reference.PUBLIC_KEY, SESSION, 0, seed))
+    c1 = np.empty((plan.downloads(tokens, weights.rows), 4096), np.uint32)
+    c0 = np.empty((tokens, weights.rows), np.uint32)
+    for response in range(len(c1)):
+        chunk, group = divmod(response, groups)
+        u = [int(t) - 1 for t in trits[response]]
+        totals = [reference.negacyclic(key, u, q) for key in (pk0, pk1)]
+        for block in range(blocks):
+            weight = reference.encode_weights(weights.integers, plan, group, block)
+            for half in range(2):
+                product = reference.negacyclic(inputs[chunk * blocks + block][half], weight, q)
+                totals[half] = [x + y for x, y in zip(totals[half], product, strict=True)]
+        noisy = [(x + e) % q for x, e in zip(totals[1], reference.errors(error_words[response]), strict=True)]
+        c1[response] = [reference.switch(value, primes) for value in noisy]
+        for t in range(min(plan.tokens, tokens - chunk * plan.tokens)):
+            for j in range(min(plan.rows, weights.rows - group * plan.rows)):
+                token, row = chunk * plan.tokens + t, group * plan.rows + j
+                flood = sum(int(w) - 2**63 for w in flood_words[token * weights.rows + row])
+                value = (totals[0][reference.wanted(plan, t, j)] + flood) % q
+                c0[token, row] = reference.switch(value, primes)
+    return c1, c0
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    st.sampled_from(
+        [("t1.c40.r3", 1, 4, 50), ("t8.c16.r4", 3, 3, 20), ("t2.c37.r2", 3, 3, 40), ("t64.c2.r2", 5, 1, 35)]
+    ),
+    st.integers(0, 2**32 - 1),
+)
+def test_evaluation_is_the_reference_bit_for_bit(shape: tuple[str, int, int, int], seed: int) -> None:
+    identifier, tokens, rows, d_in = shape
+    plan = Plan.parse(identifier)
+    pair = Pair.create(PARAMETERS, RecordingEvaluator)
+    weights = make_weights(rows, d_in, PARAMETERS, seed)
+    x = np.random.default_rng(seed).normal(size=(tokens, d_in))
+    sent = pair.host.encrypt(x, plan, weights.norm_bound)
+    group = EncodedGroup(weights, PARAMETERS, [plan])
+    response = pair.evaluator.evaluate(group, plan, tokens, sent.ids, sent.seeds, sent.b)
+    c1, c0 = evaluate_by_reference(pair, weights, plan, tokens, sent, pair.evaluator.drawn)
+    np.testing.assert_array_equal(response.c1, c1)
+    np.testing.assert_array_equal(response.c0, c0)
+
+
+def test_more_blocks_than_one_sum_holds(pair: Pair) -> None:
+    """Largest weights and 40 blocks: the 64-bit sums are reduced in time."""
+    integers = np.full((1, 40), 2**16, np.int32)
+    weights = GroupWeights(integers, (0,), 2.0**19)
+    x = np.random.default_rng(0).normal(size=(1, 40))
+    z = pair.product(x, weights, Plan(1, 1, 1))
+    np.testing.assert_allclose(z, x @ integers.T.astype(float), atol=2**16 * 1e-4)
+
+
+@pytest.fixture
+def request_parts(pair: Pair) -> dict:
+    plan = Plan(2, 64, 4)
+    weights = make_weights(8, 128, PARAMETERS)
+    sent = pair.host.encrypt(np.ones((3, 128)), plan, weights.norm_bound)
+    return {
+        "group": EncodedGroup(weights, PARAMETERS, [plan]),
+        "plan": plan,
+        "tokens": 3,
+        "ids": sent.ids,
+        "seeds": sent.seeds,
+        "b": sent.b,
+    }
+
+
+@pytest.mark.parametrize("prime", [0, 1, 2])
+def test_residues_at_or_above_the_prime_are_refused(pair: Pair, request_parts: dict, prime: int) -> None:
+    for value in (PARAMETERS.primes[prime], 2**32 - 1):
+        b = request_parts["b"].copy()
+        b[-1, prime, -1] = value
+        with pytest.raises(InvalidInputError, match="below its prime"):
+            pair.evaluator.evaluate(**{**request_parts, "b": b})
+    b[-1, prime, -1] = PARAMETERS.primes[prime] - 1
+    pair.evaluator.evaluate(**{**request_parts, "b": b})
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("b", lambda b: b[:-1]),
+        ("b", lambda b: b[:, :2]),
+        ("b", lambda b: b[..., :-1]),
+        ("b", lambda b: b.astype(np.int64)),
+        ("ids", lambda ids: ids[:-1]),
+        ("ids", lambda ids: ids.astype(np.int64)),
+        ("seeds", lambda seeds: seeds[:-1]),
+        ("seeds", lambda seeds: seeds + b"\0"),
+        ("tokens", lambda tokens: 0),
+        ("tokens", lambda tokens: -3),
+        ("tokens", lambda tokens: tokens + 2),
+        ("tokens", lambda tokens: 1 << 40),
+    ],
+)
+def test_shapes_types_and_counts_are_checked(pair: Pair, request_parts: dict, field: str, change: object) -> None:
+    with pytest.raises(InvalidInputError):
+        pair.evaluator.evaluate(**{**request_parts, field: change(request_parts[field])})
+
+
+def test_a_plan_that_was_not_compiled_is_refused(pair: Pair, request_parts: dict) -> None:
+    with pytest.raises(NotFoundError):
+        pair.evaluator.evaluate(**{**request_parts, "plan": Plan(2, 32, 4)})
+
+
+def test_repeated_and_old_identifiers_are_refused(pair: Pair, request_parts: dict) -> None:
+    doubled = request_parts["ids"].copy()
+    doubled[1] = doubled[0]
+    with pytest.raises(InvalidInputError, match="before"):
+        pair.evaluator.evaluate(**{**request_parts, "ids": doubled})
+    pair.evaluator.evaluate(**request_parts)
+    with pytest.raises(InvalidInputError, match="before"):
+        pair.evaluator.evaluate(**request_parts)
+    # Another worker's numbers are its own.
+    pair.evaluator.evaluate(**{**request_parts, "ids": request_parts["ids"] + np.uint64(1 << 48)})
+
+
+def test_a_refused_request_uses_up_no_identifier(pair: Pair, request_parts: dict) -> None:
+    broken = request_parts["b"].copy()
+    broken[0, 0, 0] = 2**31
+    with pytest.raises(InvalidInputError):
+        pair.evaluator.evaluate(**{**request_parts, "b": broken})
+    pair.evaluator.evaluate(**request_parts)
+
+
+def test_a_bad_public_key_is_refused(pair: Pair) -> None:
+    for damage in (lambda k: k[:2], lambda k: k.astype(np.uint64), lambda k: k | np.uint32(1 << 31)):
+        with pytest.raises(InvalidInputError):
+            Evaluator(PARAMETERS, damage(pair.host.public_key), bytes(32), SESSION)
+    with pytest.raises(InvalidInputError):
+        Evaluator(PARAMETERS, pair.host.public_key, bytes(31), SESSION)
+
+
+def test_weights_for_other_parameters_are_refused(pair: Pair, request_parts: dict) -> None:
+    other = get_parameter_set("n4096-q90-w13")
+    group = EncodedGroup(make_weights(8, 128, other), other, [request_parts["plan"]])
+    with pytest.raises(InvalidInputError):
+        pair.evaluator.evaluate(**{**request_parts, "group": group})
+
+
+def test_operations_are_counted_and_none_is_a_rotation(parameters: object) -> None:
+    pair = Pair.create(parameters)
+    weights = make_weights(8, 128, PARAMETERS)
+    pair.product(np.ones((3, 128)), weights, Plan(2, 64, 4))
+    counters = pair.evaluator.counters
+    assert (counters.products, counters.rerandomisations, counters.modulus_switches) == (8, 4, 4)
+    assert counters.transforms == 36
+    assert counters.rotations == 0
+    public = {name for name in dir(Evaluator) if not name.startswith("_")}
+    assert public == {"evaluate"}, "the evaluator offers no other operation on ciphertexts"
+
+
+@pytest.mark.parametrize(
+    ("integers", "exponents", "bound"),
+    [
+        (np.ones((2, 4), np.int64), (0, 0), 100.0),
+        (np.ones(4, np.int32), (0,), 100.0),
+        (np.ones((0, 4), np.int32), (), 100.0),
+        (np.ones((2, 4), np.int32), (0,), 100.0),
+        (np.ones((2, 4), np.int32), (0, 0), 1.9),
+        (np.ones((2, 4), np.int32), (0, 0), float("nan")),
+        (np.ones((513, 1), np.int32), (0,) * 513, 100.0),
+    ],
+)
+def test_weights_are_checked(integers: np.ndarray, exponents: tuple[int, ...], bound: float) -> None:
+    with pytest.raises(TenSafeError):
+        GroupWeights(integers, exponents, bound)

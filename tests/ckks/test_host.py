@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensorguard.ckks import (
+    EncodedGroup,
+    EvaluatedRows,
+    HostSession,
+    ParameterSet,
+    Plan,
+    compile_plans,
+    get_parameter_set,
+    host,
+    kernels,
+    select_plan,
+)
+from tensorguard.ckks.ring import ring
+from tensorguard.errors import InvalidInputError, UnavailableError
+from tests.ckks import reference
+from tests.ckks.conftest import SESSION, Pair, make_weights
+
+PARAMETERS = get_parameter_set("n4096-q90-w12")
+
+
+def relative_error(z: np.ndarray, x: np.ndarray, weights: object) -> float:
+    """Largest error, in the units of property P4."""
+    real = weights.integers * weights.row_scales[:, None]
+    norms = np.maximum(np.linalg.norm(x, axis=1), 1e-300)[:, None]
+    unit = norms * np.linalg.norm(real) / np.sqrt(x.shape[1])
+    return float((np.abs(z - x @ real.T) / unit).max())
+
+
+def secret_of(session: HostSession) -> np.ndarray:
+    _, key = session._keys
+    prime = session.parameters.primes[0]
+    coefficients = reference.inverse(key[0].astype(np.uint64), prime).astype(np.int64)
+    return np.where(coefficients > 1, coefficients - prime, coefficients)
+
+
+def test_the_secret_is_ternary_and_the_public_key_an_encryption_of_zero(parameters: ParameterSet) -> None:
+    seed = os.urandom(32)
+    session = HostSession.create(parameters, seed, SESSION)
+    secret = secret_of(session)
+    assert set(np.unique(secret)) == {-1, 0, 1}
+    assert abs((secret**2).mean() - 2 / 3) < 0.06
+    pk1 = reference.expand(parameters, reference.PUBLIC_KEY, SESSION, 0, seed)
+    errors = []
+    for index, prime in enumerate(parameters.primes):
+        s = reference.transform(secret % prime, prime)
+        phase = (session.public_key[index] + pk1[index] * s) % np.uint64(prime)
+        error = reference.inverse(phase, prime).astype(np.int64)
+        errors.append(np.where(error > prime // 2, error - prime, error))
+    np.testing.assert_array_equal(errors[0], errors[1])
+    np.testing.assert_array_equal(errors[0], errors[2])
+    assert np.abs(errors[0]).max() <= 21
+    assert 8 < errors[0].var() < 13
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.sampled_from(["t1.c288.r12", "t8.c64.r8", "t2.c100.r3", "t64.c7.r2"]),
+    st.integers(1, 9),
+    st.integers(1, 130),
+    st.integers(0, 2**32 - 1),
+)
+def test_encryption_is_the_reference_bit_for_bit(identifier: str, tokens: int, d_in: int, seed: int) -> None:
+    plan = Plan.parse(identifier)
+    rng = np.random.default_rng(seed)
+    constants = ring(PARAMETERS)
+    mantissas = rng.integers(-(2**30), 2**30, (tokens, d_in), np.int32, endpoint=True)
+    count = plan.uploads(tokens, d_in)
+    words = rng.integers(0, 2**64, (count, kernels.ERROR_WORDS), np.uint64)
+    uniform = np.stack([rng.integers(0, p, (count, 4096), np.uint32) for p in PARAMETERS.primes], axis=1)
+    key = np.stack([rng.integers(0, p, 4096, np.uint32) for p in PARAMETERS.primes])
+    scale = PARAMETERS.scale(PARAMETERS.norm_bound(d_in, 16))
+    b = np.empty_like(uniform)
+    kernels.encrypt(
+        mantissas,
+        plan.shape,
+        constants.scale(scale),
+        words,
+        uniform,
+        constants.with_quotient(key),
+        b,
+        np.empty(4096, np.uint32),
+        np.empty((2, 3 * kernels.ERROR_GROUP), np.int32),
+        constants.factors,
+        constants.primes,
+    )
+    for index in range(count):
+        chunk, block = divmod(index, plan.blocks(d_in))
+        message = reference.encode_activations(mantissas, plan, chunk, block)
+        plain = [m * scale + e for m, e in zip(message, reference.errors(words[index]), strict=True)]
+        for i, prime in enumerate(PARAMETERS.primes):
+            expected = reference.transform(np.array([v % prime for v in plain], np.uint64), prime)
+            expected = (expected + uniform[index, i].astype(np.uint64) * key[i]) % np.uint64(prime)
+            np.testing.assert_array_equal(b[index, i], expected)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from([1, 3, 16, 48, 128]),
+    st.sampled_from([1, 31, 100, 576, 1000]),
+    st.sampled_from([1, 2, 5, 8, 40]),
+    st.integers(0, 2**32 - 1),
+)
+def test_products_are_exact_within_the_bound(rows: int, d_in: int, tokens: int, seed: int) -> None:
+    pair = Pair.create(PARAMETERS)
+    weights = make_weights(rows, d_in, PARAMETERS, seed, rank=min(rows, 128))
+    plan = select_plan(compile_plans(PARAMETERS, d_in, rows), PARAMETERS, tokens, d_in, rows)
+    x = np.random.default_rng(seed).normal(size=(tokens, d_in))
+    assert relative_error(pair.product(x, weights, plan), x, weights) < 2**-14
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize(("rows", "d_in"), [(48, 576), (16, 4096), (16, 14336)])
+def test_the_error_stays_under_the_bound_at_real_sizes(bits: int, rows: int, d_in: int) -> None:
+    parameters = get_parameter_set(f"n4096-q90-w{bits}")
+    pair = Pair.create(parameters)
+    weights = make_weights(rows, d_in, parameters)
+    x = np.random.default_rng(1).normal(size=(4, d_in))
+    plan = select_plan(compile_plans(parameters, d_in, rows), parameters, 4, d_in, rows)
+    assert relative_error(pair.product(x, weights, plan), x, weights) < 2**-14
+
+
+def test_extreme_inputs(pair: Pair) -> None:
+    weights = make_weights(16, 200, PARAMETERS)
+    x = np.random.default_rng(2).normal(size=(8, 200))
+    x[0] = 0.0
+    x[1] = 0.0
+    x[1, 7] = -3.0
+    x[2, 5] = 1e30
+    x[3] *= 1e-30
+    x[4] *= 1e300
+    x[5] = weights.integers[3]  # aligned with a row: the largest product there is
+    x[6] = -weights.integers[3].astype(float)
+    x[7] = 5e-324
+    z = pair.product(x, weights, Plan(8, 64, 8))
+    assert relative_error(z[1:7], x[1:7], weights) < 2**-14
+    real = weights.integers * weights.row_scales[:, None]
+    assert np.abs(z[0]).max() < 2**-14 * np.linalg.norm(real) / np.sqrt(200)
+    np.testing.assert_allclose(z[1], -3.0 * real[:, 7], atol=2**-12 * np.linalg.norm(real) / np.sqrt(200))
+    assert np.isfinite(z).all()
+
+
+def test_no_input_can_wrap(parameters: ParameterSet) -> None:
+    """One row takes the whole norm bound and the input is aligned with it."""
+    pair = Pair.create(parameters)
+    weights = make_weights(1, 300, parameters, rank=1)
+    x = weights.integers.astype(np.float64)
+    for sign in (1.0, -1.0):
+        z = pair.product(sign * x, weights, Plan(1, 128, 1))
+        np.testing.assert_allclose(z, sign * x @ x.T * weights.row_scales, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.7e308])
+def test_values_without_a_finite_norm_are_refused(pair: Pair, value: float) -> None:
+    x = np.ones((2, 64))
+    x[1, 3:] = value
+    with pytest.raises(InvalidInputError, match="NaN or infinity"):
+        pair.host.encrypt(x, Plan(1, 64, 1), 4096.0)
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (64,), (1, 0), (1, 1, 64), (1 << 17, 1)])
+def test_shapes_are_checked(pair: Pair, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidInputError):
+        pair.host.encrypt(np.ones(shape), Plan(1, 64, 1), 4096.0)
+
+
+def test_identifiers_grow_per_worker_and_run_out(parameters: ParameterSet) -> None:
+    session = HostSession.create(parameters, bytes(32), SESSION, worker=5)
+    x = np.ones((1, 64))
+    first = session.encrypt(x, Plan(1, 32, 1), 4096.0)
+    second = session.encrypt(x, Plan(1, 32, 1), 4096.0)
+    assert first.ids.tolist() == [(5 << 48) + 1, (5 << 48) + 2]
+    assert second.ids.tolist() == [(5 << 48) + 3, (5 << 48) + 4]
+    assert first.seeds != second.seeds
+    assert first.seeds[:32] != first.seeds[32:]
+    session._next_id = session._last_id
+    with pytest.raises(UnavailableError):
+        session.encrypt(x, Plan(1, 32, 1), 4096.0)
+
+
+def test_equal_inputs_never_give_equal_ciphertexts(pair: Pair) -> None:
+    x = np.ones((1, 32))
+    sent = [pair.host.encrypt(x, Plan(1, 32, 1), 4096.0) for _ in range(2)]
+    assert not np.array_equal(sent[0].b, sent[1].b)
+
+
+@pytest.mark.parametrize("damage", ["rows", "tokens", "c1 count", "c1 range", "c0 range", "dtype", "value"])
+def test_malformed_responses_are_refused(pair: Pair, damage: str) -> None:
+    weights = make_weights(4, 64, PARAMETERS)
+    plan = Plan(1, 64, 4)
+    sent = pair.host.encrypt(np.ones((2, 64)), plan, weights.norm_bound)
+    group = EncodedGroup(weights, PARAMETERS, [plan])
+    good = pair.evaluator.evaluate(group, plan, 2, sent.ids, sent.seeds, sent.b)
+    c1, c0 = good.c1.copy(), good.c0.copy()
+    match damage:
+        case "rows":
+            c0 = c0[:, :3]
+        case "tokens":
+            c0 = c0[:1]
+        case "c1 count":
+            c1 = c1[:1]
+        case "c1 range":
+            c1[0, 0] = PARAMETERS.primes[0]
+        case "c0 range":
+            c0[0, 0] = PARAMETERS.primes[0]
+        case "dtype":
+            c1 = c1.astype(np.int64)
+        case "value":
+            c0[0, 0] = (int(c0[0, 0]) + PARAMETERS.primes[0] // 2) % PARAMETERS.primes[0]
+    with pytest.raises(InvalidInputError):
+        pair.host.decrypt(sent, EvaluatedRows(c1, c0), 4, weights.row_scales)
+    pair.host.decrypt(sent, good, 4, weights.row_scales)
+
+
+def test_a_closed_session_has_no_key(parameters: ParameterSet) -> None:
+    session = HostSession.create(parameters, bytes(32), SESSION)
+    keys = session._keys
+    session.close()
+    assert session.closed
+    assert not any(key.any() for key in keys)
+    with pytest.raises(UnavailableError):
+        session.encrypt(np.ones((1, 32)), Plan(1, 32, 1), 4096.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_no_key(parameters: ParameterSet) -> None:
+    session = HostSession.create(parameters, bytes(32), SESSION)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if session.closed else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert not session.closed
+
+
+def test_secret_holders_show_nothing_and_cannot_be_copied(pair: Pair) -> None:
+    assert repr(pair.host) == "HostSession()"
+    sent = pair.host.encrypt(np.full((1, 32), 0.123), Plan(1, 32, 1), 4096.0)
+    assert repr(sent) == "EncryptedActivations(plan=t1.c32.r1, tokens=1)"
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError):
+            attempt(pair.host)
+
+
+def test_session_arguments_are_checked(parameters: ParameterSet) -> None:
+    for seed, identifier, worker in ((bytes(31), b"s", 0), (bytes(32), b"", 0), (bytes(32), b"s", 1 << 16)):
+        with pytest.raises(InvalidInputError):
+            HostSession.create(parameters, seed, identifier, worker=worker)
+
+
+def test_sessions_are_forgotten_when_dropped(parameters: ParameterSet) -> None:
+    session = HostSession.create(parameters, bytes(32), SESSION)
+    assert session in host._SESSIONS
+    before = len(host._SESSIONS)
+    del session
+    assert len(host._SESSIONS) < before

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensorguard.ckks import Plan, compile_plans, get_parameter_set, select_plan
+from tensorguard.ckks.plan import TOKEN_COUNTS
+from tensorguard.errors import InvalidInputError
+from tests.ckks import reference
+
+PARAMETERS = get_parameter_set("n4096-q90-w12")
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    tokens = draw(st.sampled_from(TOKEN_COUNTS))
+    rows = draw(st.integers(1, 128 // tokens))
+    return Plan(tokens, draw(st.integers(1, 4096 // (tokens * rows))), rows)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "channels", "rows"),
+    [
+        (8, 65, 8),
+        (1, 4097, 1),
+        (64, 1, 3),
+        (1, 1, 129),
+        (0, 1, 1),
+        (1, 0, 1),
+        (1, 1, 0),
+        (-8, 8, -8),
+        (3, 4, 4),
+        (128, 1, 1),
+    ],
+)
+def test_plans_outside_the_bounds_are_refused(tokens: int, channels: int, rows: int) -> None:
+    with pytest.raises(InvalidInputError):
+        Plan(tokens, channels, rows)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "t8.c64", "t8.c64.r8 ", "t08.c64.r8", "t8.c64.r8\n", "t8.c99999.r8", "t٣.c1.r1", "t1.c-4.r1"]
+)
+def test_malformed_identifiers_are_refused(text: str) -> None:
+    with pytest.raises(InvalidInputError):
+        Plan.parse(text)
+
+
+@given(plans())
+def test_identifiers_round_trip(plan: Plan) -> None:
+    assert Plan.parse(plan.identifier) == plan
+
+
+@settings(max_examples=40, deadline=None)
+@given(plans(), st.integers(0, 2**32 - 1))
+def test_wanted_coefficients_are_exactly_the_inner_products(plan: Plan, seed: int) -> None:
+    """Nothing else lands on them, wrap-around included: full blocks of full range, over the integers."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-(2**30), 2**30, (plan.tokens, plan.channels))
+    weights = rng.integers(-(2**16), 2**16, (plan.rows, plan.channels))
+    modulus = 1 << 90
+    product = reference.negacyclic(
+        reference.encode_activations(x, plan, 0, 0), reference.encode_weights(weights, plan, 0, 0), modulus
+    )
+    for token in range(plan.tokens):
+        for row in range(plan.rows):
+            expected = sum(int(a) * int(b) for a, b in zip(x[token], weights[row], strict=True))
+            assert reference.centre(product[reference.wanted(plan, token, row)], modulus) == expected
+
+
+@given(st.integers(1, 20000), st.integers(1, 256))
+@settings(max_examples=30, deadline=None)
+def test_compiled_plans_cover_every_batch_size(d_in: int, rows: int) -> None:
+    compiled = compile_plans(PARAMETERS, d_in, rows)
+    assert {plan.tokens for plan in compiled} == set(TOKEN_COUNTS)
+    costs = {
+        tokens: select_plan(compiled, PARAMETERS, tokens, d_in, rows).cost(tokens, d_in, rows) for tokens in (1, 8, 64)
+    }
+    assert costs[1] <= costs[8] <= costs[64] <= 64 * costs[1]
+
+
+def test_decode_shares_a_polynomial_between_rows_and_prefill_between_tokens() -> None:
+    compiled = compile_plans(PARAMETERS, 576, 48)
+    assert select_plan(compiled, PARAMETERS, 1, 576, 48).rows > 1
+    assert select_plan(compiled, PARAMETERS, 256, 576, 48).tokens >= 16
+
+
+def test_nothing_to_plan_is_refused() -> None:
+    with pytest.raises(InvalidInputError):
+        select_plan([], PARAMETERS, 1, 576, 48)
+    with pytest.raises(InvalidInputError):
+        compile_plans(PARAMETERS, 0, 48)
+    with pytest.raises(InvalidInputError):
+        compile_plans(PARAMETERS, 576, 0)
