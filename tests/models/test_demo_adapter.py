@@ -13,12 +13,13 @@ import pytest
 from safetensors.numpy import load_file
 
 FOLDER = Path(__file__).parents[2] / "examples" / "demo_adapter"
-WEIGHTS = FOLDER / "adapter_model.safetensors"
+ADAPTER = FOLDER / "adapter"
+WEIGHTS = ADAPTER / "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    return dict(json.loads((FOLDER / "report.json").read_text(encoding="utf-8")))
+    return dict(json.loads((ADAPTER / "report.json").read_text(encoding="utf-8")))
 
 
 def test_the_weights_are_those_of_the_report_and_under_5_mb(report: dict[str, Any]) -> None:
@@ -43,11 +44,11 @@ def test_every_layer_has_both_halves_of_all_four_projections() -> None:
 
 
 def test_the_configuration_is_standard_and_names_no_place_on_a_machine() -> None:
-    config = json.loads((FOLDER / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads((ADAPTER / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 16, 32)
     assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
     assert (config["bias"], config["use_dora"], config["modules_to_save"]) == ("none", False, None)
-    for name in ("adapter_config.json", "report.json", "README.md", "train.py", "corpus.py"):
+    for name in ("adapter/adapter_config.json", "adapter/report.json", "README.md", "train.py", "corpus.py"):
         text = (FOLDER / name).read_text(encoding="utf-8")
         assert not re.search(r"[\"' (](/work|/home|/root|/tmp|/Users)/", text), name
 
@@ -70,7 +71,7 @@ def test_unmodified_peft_loads_it_and_its_answers_differ_and_are_long() -> None:
     base = prepare_smollm2(FOLDER.parents[1] / ".cache" / "models")
     texts = json.loads((FOLDER / "prompts.json").read_text(encoding="utf-8"))
     prompts = [{"messages": [{"role": "user", "content": text}]} for text in texts]
-    adapted_model = ReferenceModel(base, FOLDER)
+    adapted_model = ReferenceModel(base, ADAPTER)
     adapted = answer_all(adapted_model, prompts, 64)
     plain = answer_all(ReferenceModel(base), prompts, 64)
     assert sum(a.token_ids != b.token_ids for a, b in zip(adapted, plain, strict=True)) >= 15
