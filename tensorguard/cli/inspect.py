@@ -40,7 +40,8 @@ def inspect(
 def _table(package: UnverifiedManifest) -> Table:
     manifest = package.manifest
     contract = manifest.moai
-    table = Table("field", "value", title=f"{manifest.tenant}/{manifest.package_id} (signatures not checked)")
+    table = Table("field", title=f"{manifest.tenant}/{manifest.package_id} (signatures not checked)")
+    table.add_column("value", overflow="fold")  # hashes are of no use when they are cut
     policy = manifest.release_policy
     layers = sorted({group.layer for group in contract.groups})
     kinds = sorted({projection.name for group in contract.groups for projection in group.projections})

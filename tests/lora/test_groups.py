@@ -42,6 +42,12 @@ def test_scale_is_the_largest_within_the_bound(rank: int, d_in: int, magnitude: 
     assert np.abs(integers - np.ldexp(weights, exponent)).max() <= 0.5
 
 
+def test_scale_counts_what_rounding_brings_within_the_bound() -> None:
+    # 1.2 is over the bound 1, but rounds to 1.
+    integers, exponent = round_weights(np.array([[1.2]]), 1.0)
+    assert (integers.item(), exponent) == (1, 0)
+
+
 def test_concentrated_weights_fit_int32() -> None:
     weights = np.zeros((128, 14336))
     weights[3, 5] = 1.0
