@@ -25,13 +25,13 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
-from tensorguard.backends.vllm.server import raise_on_sigterm
 from tensorguard.cli.demo_setup import BASE_NAME, DEMO_ADAPTER, Demo, add_options, engine_of, prepare
 from tensorguard.errors import ConfigurationError, TenSafeError, UnavailableError
 from tensorguard.rpc.channel import open_channel
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2, he_lora_pb2_grpc
 from tensorguard.rpc.generated.tensafe.inference.v1 import inference_pb2, inference_pb2_grpc
 from tensorguard.rpc.status import from_rpc_error
+from tensorguard.stack.command import prepare_command
 from tensorguard.stack.launcher import Launcher
 from tensorguard.stack.progress import ConsoleProgress
 from tensorguard.stack.settings import StackSettings
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line: 0 when identical to the reference and different from the base model, else 1."""
     parser = argparse.ArgumentParser(prog="tensafe demo", description=__doc__, allow_abbrev=False)
     options = add_options(parser).parse_args(arguments)
-    raise_on_sigterm()
+    prepare_command()
     console = Console(stderr=True)
     try:
         settings, demo = prepare(options, console)

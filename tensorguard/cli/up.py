@@ -16,9 +16,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tensorguard.backends.vllm.server import raise_on_sigterm
 from tensorguard.cli.demo_setup import BASE_NAME, DEMO_ADAPTER, add_options, engine_of, prepare
 from tensorguard.errors import TenSafeError, UnavailableError
+from tensorguard.stack.command import prepare_command
 from tensorguard.stack.launcher import Launcher
 from tensorguard.stack.progress import ConsoleProgress
 from tensorguard.stack.settings import StackSettings, load_stack_settings
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tensafe", description=__doc__, allow_abbrev=False)
     parser.add_argument("command", choices=("up", "down", "serve"))
     options = add_options(parser).parse_args(given)
-    raise_on_sigterm()
+    prepare_command()
     console = Console(stderr=True)
     try:
         if options.command == "up":

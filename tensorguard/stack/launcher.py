@@ -13,7 +13,7 @@ from tensorguard.stack.health import HealthProbe
 from tensorguard.stack.process import Guardian, ManagedProcess, ServiceSpec
 from tensorguard.stack.progress import Progress, Silent
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.25
 
 
 class Launcher:

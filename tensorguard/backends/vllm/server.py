@@ -11,10 +11,8 @@ says otherwise.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from rich.console import Console
@@ -22,6 +20,7 @@ from rich.console import Console
 from tensorguard.backends.vllm.config import TenSafeVLLMConfig
 from tensorguard.errors import ConfigurationError, TenSafeError
 from tensorguard.package.publishers import DEFAULT_ATTESTOR_STATE
+from tensorguard.stack.command import prepare_command
 from tensorguard.stack.embedded import local_settings
 from tensorguard.stack.launcher import Launcher
 from tensorguard.stack.packages import find_adapter
@@ -136,19 +135,10 @@ def run(options: argparse.Namespace, console: Console) -> NoReturn:
     raise AssertionError("wait does not return")
 
 
-def raise_on_sigterm() -> None:
-    """Make SIGTERM leave context managers, as Ctrl-C does."""
-
-    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(0)
-
-    signal.signal(signal.SIGTERM, stop)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line: 0 after a signal, 1 with one clear error, 2 for a wrong option."""
     options = build_parser().parse_args(arguments)
-    raise_on_sigterm()
+    prepare_command()
     try:
         run(options, Console(stderr=True))
     except TenSafeError as error:

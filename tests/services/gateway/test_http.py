@@ -90,6 +90,16 @@ async def test_a_body_that_does_not_come(start: Start) -> None:
         writer.close()
 
 
+async def test_a_declared_size_is_refused_without_waiting_for_the_body(start: Start) -> None:
+    async with start(max_body_bytes=2048) as site:
+        host, port = site.gateway.http_address.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {site.key}\r\n"
+        writer.write((head + "Content-Type: application/json\r\nContent-Length: 1000000000\r\n\r\n").encode())
+        assert b" 413 " in await asyncio.wait_for(reader.readline(), 5)
+        writer.close()
+
+
 async def test_other_content_types_are_refused(start: Start) -> None:
     async with start() as site, httpx.AsyncClient(base_url=site.url) as client:
         headers = {"authorization": f"Bearer {site.key}", "content-type": "text/plain"}
