@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from tensorguard.backends.vllm.config import AdapterConnection, WorkerSettings
@@ -34,73 +34,42 @@ from tensorguard.models.identity import BaseModelIdentity, base_model_identity
 from tensorguard.package.base_model import check_base_model
 from tensorguard.session.client import AttachedAdapter, CoprocessorSession
 
-CHECK_SECONDS = 1.0
+CHECK_SECONDS = 0.5
 
 
 class SessionKeeper:
-    """Opens a broken session again from a thread of its own, and says without waiting whether it can be
-    used."""
+    """Opens a session again after it broke, and before its evidence is too old, from a thread of its own.
+
+    The hooks never wait for that: while there is no session, `begin` yields deltas that fail at once.
+    """
 
     def __init__(self, session: CoprocessorSession) -> None:
         self.session = session
-        self.usable = True
-        self.evidence_kind = session.evidence_kind
-        self._wake = threading.Event()
-        self._closed = False
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="he-lora-keeper", daemon=True)
         self._thread.start()
 
-    def suspect(self) -> None:
-        """Look at the session now: something failed."""
-        self.usable = False
-        self._wake.set()
-
     def close(self) -> None:
-        """Stop looking. The session is closed by whoever opened it."""
-        self._closed = True
-        self._wake.set()
+        """Stop looking after the session. It is closed by whoever opened it."""
+        self._stop.set()
 
     def _run(self) -> None:
-        while True:
-            self._wake.wait(CHECK_SECONDS)
-            self._wake.clear()
-            if self._closed:
-                return
-            # Opening takes the session's lock for seconds; the hooks must know before they would wait for it.
-            self.usable = self.usable and self.session.healthy
-            try:
+        while not self._stop.wait(CHECK_SECONDS):
+            # A failed attempt is logged by the session, which also spaces attempts out.
+            with suppress(DeltaUnavailableError):
                 self.session.ensure_open()
-                self.evidence_kind = self.session.evidence_kind
-                self.usable = True
-            except DeltaUnavailableError:
-                self.usable = False
 
 
+@dataclass(frozen=True, slots=True)
 class AdapterDeltas:
     """The hooks' view of one attached adapter (`DeltaSource`)."""
 
-    def __init__(self, keeper: SessionKeeper, adapter: str) -> None:
-        self._keeper = keeper
-        self._adapter = adapter
+    session: CoprocessorSession
+    adapter: str
 
     def begin(self, layer: int, group: str, x: npt.NDArray[Any]) -> PendingDelta:
-        if not self._keeper.usable:
-            raise DeltaUnavailableError("the session with the coprocessor is not open")
-        return _Watched(self._keeper, self._keeper.session.begin(self._adapter, layer, group, x))
-
-
-class _Watched:
-    __slots__ = ("_keeper", "_pending")
-
-    def __init__(self, keeper: SessionKeeper, pending: PendingDelta) -> None:
-        self._keeper, self._pending = keeper, pending
-
-    def wait(self, timeout: float) -> npt.NDArray[np.float64]:
-        try:
-            return self._pending.wait(timeout)
-        except DeltaUnavailableError:
-            self._keeper.suspect()
-            raise
+        """Encrypt x [T, d_in] and send it; failures show when it is awaited."""
+        return self.session.begin(self.adapter, layer, group, x)
 
 
 class AttachedAdapters:
@@ -125,7 +94,7 @@ class AttachedAdapters:
                 "name": adapter.name,
                 "digest": adapter.digest,
                 "sequence": adapter.sequence,
-                "coprocessor_evidence_kind": keeper.evidence_kind,
+                "coprocessor_evidence_kind": keeper.session.evidence_kind,
                 **keeper.session.stats.snapshot(),
             }
             for keeper, adapter in self._keepers
@@ -161,7 +130,7 @@ def attach_adapters(settings: WorkerSettings) -> AttachedAdapters:
             keeper = SessionKeeper(session)
             resources.callback(keeper.close)
             keepers.append((keeper, adapter))
-            source = AdapterDeltas(keeper, connection.name)
+            source = AdapterDeltas(session, connection.name)
             attachments.append(Attachment(connection.name, groups_of(adapter), source))
         kept = resources.pop_all()
     return AttachedAdapters(attachments, platform.kind.value, keepers, kept)

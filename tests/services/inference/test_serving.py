@@ -232,20 +232,27 @@ async def test_chat_streams_and_answers_as_openai_does(served: Served) -> None:
 
 
 async def test_cached_prefixes_are_not_shared_between_models(served: Served) -> None:
-    """Prompts longer than a block (128 tokens); without the salt, the second asker gets the first one's blocks."""
+    """Prompts longer than a block (128 tokens). Without salts, who asks second gets the first one's blocks."""
     prompt = "A story about a lighthouse keeper and the sea. " * 30 + "It ends"
-    alone = {name: await served.tokens(name, "x " + prompt) for name in (BASE, RED, BLUE)}
-    for order in ((BASE, RED, BLUE), (BLUE, BASE, RED)):
-        fresh = f"{order[0]} {prompt}"
-        answers = {name: await served.tokens(name, fresh) for name in order}
-        again = {name: await served.tokens(name, fresh) for name in reversed(order)}
-        assert answers == again
+    for order in ((BASE, RED, BLUE), (BLUE, RED, BASE)):
+        answers = {name: await served.tokens(name, f"{order[0]} {prompt}", max_tokens=12) for name in order}
+        served.core.adapters[RED].epoch += 1
+        served.core.adapters[BLUE].epoch += 1
+        await served.core.llm.reset_prefix_cache()
+        alone = {}
+        for name in order:
+            alone[name] = await served.tokens(name, f"{order[0]} {prompt}", max_tokens=12)
+            await served.core.llm.reset_prefix_cache()
+        assert answers == alone
         assert len({tuple(tokens) for tokens in answers.values()}) == 3
-    assert len({tuple(tokens) for tokens in alone.values()}) == 3
-    expected = await served.tokens(RED, "y " + prompt)
-    await served.tokens(BASE, "z " + prompt)
-    assert await served.tokens(RED, "z " + prompt) != await served.tokens(BASE, "z " + prompt)
-    assert expected == await served.tokens(RED, "y " + prompt)
+
+
+async def test_an_adapters_prefixes_are_reused_by_its_own_requests(served: Served) -> None:
+    prompt = "A list of birds that live near the river. " * 30 + "First"
+    first = await served.tokens(RED, prompt, max_tokens=4)
+    before = (await served.core.status())["adapted_rows"]
+    assert await served.tokens(RED, prompt, max_tokens=4) == first
+    assert (await served.core.status())["adapted_rows"] - before < 128 + 8
 
 
 async def test_blocks_of_a_failed_request_are_never_reused(served: Served) -> None:
@@ -258,19 +265,19 @@ async def test_blocks_of_a_failed_request_are_never_reused(served: Served) -> No
     assert status == 503
     # The same salt again, as a request that was waiting meanwhile has it: only eviction protects it.
     served.core.adapters[BLUE].epoch -= 1
-    with_old_salt = await served.tokens(BLUE, prompt)
+    with_old_salt = await served.tokens(BLUE, prompt, max_tokens=8)
     served.core.adapters[BLUE].epoch += 1
-    assert with_old_salt == await served.tokens(BLUE, prompt)
+    assert with_old_salt == await served.tokens(BLUE, prompt, max_tokens=8)
 
 
 async def test_several_choices_prompts_and_beams_go_through_the_adapter(served: Served) -> None:
     expected = await served.tokens(RED, PROMPTS[0], max_tokens=8)
     status, _, body = await served.complete(
-        model=RED, prompt=[PROMPTS[0]] * 2, n=2, max_tokens=8, temperature=0, return_token_ids=True
+        model=RED, prompt=[PROMPTS[0]] * 2, n=2, max_tokens=8, top_k=1, return_token_ids=True
     )
     assert status == 200
     assert [choice["token_ids"] for choice in json.loads(body)["choices"]] == [expected] * 4
-    beams: dict[str, Any] = {"prompt": PROMPTS[0], "n": 2, "use_beam_search": True, "max_tokens": 8}
+    beams: dict[str, Any] = {"prompt": PROMPTS[1], "n": 2, "use_beam_search": True, "max_tokens": 12}
     texts = {}
     for name in (BASE, RED):
         status, _, body = await served.complete(model=name, temperature=0, **beams)
