@@ -189,6 +189,8 @@ async def _stream(events: AsyncGenerator[str, None]) -> Answer:
             yield first.encode()
             async for event in events:
                 yield event.encode()
+                if event.startswith(_STREAMED_ERROR):
+                    return  # vLLM would go on with [DONE], which says that the answer is complete
 
     return Answer(HTTPStatus.OK, EVENT_STREAM, body())
 
