@@ -102,7 +102,7 @@ def reference_answers(demo: Demo, cache: Path, console: Console) -> list[dict[st
             command += ["--adapter", str(demo.adapter), "--prompts", f"{folder}/prompts.json"]
             command += ["--max-tokens", str(MAX_TOKENS), "--json", f"{folder}/answers.json"]
             # Idle threads sleep instead of spinning: several times faster on a machine that is busy.
-            environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+            environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
             done = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment, check=False)
             if done.returncode != 0:
                 raise ConfigurationError("the plaintext reference failed; the lines above say why")

@@ -56,10 +56,19 @@ def running(settings: StackSettings) -> dict[str, object] | None:
     """The contents of the state file if the process it names is still ours."""
     try:
         state: dict[str, object] = json.loads(state_file(settings).read_text())
-        command = Path(f"/proc/{state['pid']}/cmdline").read_bytes().split(b"\0")
+        pid = int(str(state["pid"]))
     except (OSError, ValueError, KeyError):
         return None
-    return state if MODULE.encode() in command and b"serve" in command else None
+    return state if _is_ours(pid) else None
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether `pid` is a process that keeps services, and not one that took the number later."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return MODULE.encode() in command and b"serve" in command
 
 
 def up(options: argparse.Namespace, arguments: list[str], console: Console) -> None:
@@ -139,7 +148,7 @@ def down(options: argparse.Namespace, console: Console) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
-    while Path(f"/proc/{pid}").exists() and running(settings) is not None:
+    while _is_ours(pid):  # it ends only after all its services have
         if time.monotonic() > deadline:
             raise UnavailableError(f"process {pid} did not stop within {STOP_SECONDS:g} s; see {settings.logs}")
         time.sleep(0.1)
