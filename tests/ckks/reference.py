@@ -6,6 +6,7 @@ Shares no code with tensorguard.ckks but the parameter set and the plan.
 from __future__ import annotations
 
 import hashlib
+from functools import cache, lru_cache
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
@@ -23,6 +24,7 @@ EXPONENTS = np.array([2 * (64 * reverse6(n >> 6) + reverse6(n & 63)) + 1 for n i
 """Position n of the transform domain holds the value at psi ** EXPONENTS[n]."""
 
 
+@lru_cache
 def root(prime: int) -> int:
     return next(
         psi for g in range(2, prime) if pow(psi := pow(g, (prime - 1) // (2 * N), prime), N, prime) == prime - 1
@@ -39,21 +41,25 @@ def transform_by_definition(polynomial: np.ndarray, prime: int) -> np.ndarray:
     return values
 
 
+@cache
+def _powers(base: int, count: int, prime: int) -> np.ndarray:
+    return np.array([pow(base, k, prime) for k in range(count)], np.uint64)
+
+
 def _dft(values: np.ndarray, generator: int, prime: int) -> np.ndarray:
     size = values.shape[-1]
     if size == 1:
         return values
     even = _dft(values[..., ::2], generator * generator % prime, prime)
     odd = _dft(values[..., 1::2], generator * generator % prime, prime)
-    twiddles = np.array([pow(generator, k, prime) for k in range(size // 2)], np.uint64)
-    product = odd * twiddles % np.uint64(prime)
+    product = odd * _powers(generator, size // 2, prime) % np.uint64(prime)
     return np.concatenate([even + product, even + np.uint64(prime) - product], axis=-1) % np.uint64(prime)
 
 
 def transform(polynomials: np.ndarray, prime: int) -> np.ndarray:
     """[..., N] coefficients to the transform domain: twist by psi**k, then a textbook recursive DFT."""
     psi = root(prime)
-    twist = np.array([pow(psi, k, prime) for k in range(N)], np.uint64)
+    twist = _powers(psi, N, prime)
     values = _dft(polynomials.astype(np.uint64) % np.uint64(prime) * twist % np.uint64(prime), psi * psi % prime, prime)
     return values[..., (EXPONENTS - 1) // 2]
 
@@ -63,7 +69,7 @@ def inverse(values: np.ndarray, prime: int) -> np.ndarray:
     ordered = np.empty_like(values, np.uint64)
     ordered[..., (EXPONENTS - 1) // 2] = values
     coefficients = _dft(ordered, pow(psi, -2, prime), prime)
-    untwist = np.array([pow(psi, -k, prime) * pow(N, -1, prime) % prime for k in range(N)], np.uint64)
+    untwist = _powers(pow(psi, -1, prime), N, prime) * np.uint64(pow(N, -1, prime)) % np.uint64(prime)
     return coefficients * untwist % np.uint64(prime)
 
 
