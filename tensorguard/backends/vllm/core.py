@@ -44,7 +44,12 @@ ENVIRONMENT_DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
+    # Standard output is the caller's: text of a script, JSON log lines of a service.
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Idle threads sleep instead of spinning: vLLM shares its cores with the coprocessor on a small machine, and
+    # was ten times slower there with two spinning threads.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 ENVIRONMENT_REQUIRED = {
     # The hooks know the V1 runner.
