@@ -160,7 +160,7 @@ def safe_command(process: psutil.Process) -> list[str]:
         return []
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_script_that_is_stopped_leaves_no_process(
     running: tuple[subprocess.Popen[str], list[psutil.Process]], number: signal.Signals
 ) -> None:

@@ -12,6 +12,7 @@ a request that names the adapter fails, since no source of deltas is there.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from tensorguard.backends.vllm.install import install_hooks
 from tensorguard.backends.vllm.lifetime import exit_with_parent
 from tensorguard.backends.vllm.rows import adapter_of
 from tensorguard.errors import ConfigurationError, TenSafeError
+from tensorguard.observability.logging import configure_logging
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as BaseWorker
@@ -43,6 +45,8 @@ class HeLoraWorker(BaseWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         exit_with_parent()
+        if not structlog.is_configured():  # a process of its own, where nobody did it yet
+            configure_logging("engine", stream=sys.stderr)
         self.tensafe_settings = WorkerSettings.model_validate(self.vllm_config.additional_config[ADDITIONAL_CONFIG_KEY])
         self.tensafe_adapters: AttachedAdapters | None = None
         self.tensafe_error: TenSafeError | None = None
