@@ -8,7 +8,7 @@ PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 ARGS ?=
 
-.PHONY: help setup test test-e2e test-all lint format protos demo up down demo-adapter bench compose-test clean
+.PHONY: help setup model test test-e2e test-all lint format protos demo up down demo-adapter bench compose-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -16,13 +16,16 @@ help: ## list the targets
 setup: ## prepare .venv (minutes the first time, no time after that)
 	@scripts/setup.sh
 
+model: setup ## convert the demo model once into .cache/models
+	@$(PY) -m tensorguard.models.smollm2 --cache .cache/models
+
 test: setup ## the fast tests
 	$(PYTEST) -m "not e2e" $(ARGS)
 
-test-e2e: setup ## the tests that start vLLM and several processes
+test-e2e: model ## the tests that start vLLM and several processes
 	$(PYTEST) -m e2e $(ARGS)
 
-test-all: setup ## all tests
+test-all: model ## all tests
 	$(PYTEST) $(ARGS)
 
 lint: setup ## style, types, protobuf rules and drift of the generated stubs
