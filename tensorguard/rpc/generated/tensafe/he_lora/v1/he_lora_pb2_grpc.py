@@ -105,7 +105,7 @@ class HeLoraServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Evaluate(self, request_iterator, context):
-        """The hot path: one long-lived stream per engine worker. Frames are described in docs/protocol.md.
+        """The hot path: one long-lived stream per engine worker. Frames are described in docs/protocol-session.md.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class HeLoraServiceStub:
     AttachAdapter: _grpc.UnaryUnaryMultiCallable[_he_lora_pb2.AttachAdapterRequest, _he_lora_pb2.AttachAdapterResponse]
     """Public part of an adapter's manifest and its output basis U, sealed to the host's attested key."""
     Evaluate: _grpc.StreamStreamMultiCallable[_he_lora_pb2.EvaluateRequest, _he_lora_pb2.EvaluateResponse]
-    """The hot path: one long-lived stream per engine worker. Frames are described in docs/protocol.md."""
+    """The hot path: one long-lived stream per engine worker. Frames are described in docs/protocol-session.md."""
     CloseSession: _grpc.UnaryUnaryMultiCallable[_he_lora_pb2.CloseSessionRequest, _he_lora_pb2.CloseSessionResponse]
     GetStatus: _grpc.UnaryUnaryMultiCallable[_he_lora_pb2.GetStatusRequest, _he_lora_pb2.GetStatusResponse]
 
@@ -60,7 +60,7 @@ class HeLoraServiceAsyncStub(HeLoraServiceStub):
     AttachAdapter: _aio.UnaryUnaryMultiCallable[_he_lora_pb2.AttachAdapterRequest, _he_lora_pb2.AttachAdapterResponse]  # type: ignore[assignment]
     """Public part of an adapter's manifest and its output basis U, sealed to the host's attested key."""
     Evaluate: _aio.StreamStreamMultiCallable[_he_lora_pb2.EvaluateRequest, _he_lora_pb2.EvaluateResponse]  # type: ignore[assignment]
-    """The hot path: one long-lived stream per engine worker. Frames are described in docs/protocol.md."""
+    """The hot path: one long-lived stream per engine worker. Frames are described in docs/protocol-session.md."""
     CloseSession: _aio.UnaryUnaryMultiCallable[_he_lora_pb2.CloseSessionRequest, _he_lora_pb2.CloseSessionResponse]  # type: ignore[assignment]
     GetStatus: _aio.UnaryUnaryMultiCallable[_he_lora_pb2.GetStatusRequest, _he_lora_pb2.GetStatusResponse]  # type: ignore[assignment]
 
@@ -105,7 +105,7 @@ class HeLoraServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_he_lora_pb2.EvaluateRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_he_lora_pb2.EvaluateResponse], _abc.AsyncIterator[_he_lora_pb2.EvaluateResponse]]:
-        """The hot path: one long-lived stream per engine worker. Frames are described in docs/protocol.md."""
+        """The hot path: one long-lived stream per engine worker. Frames are described in docs/protocol-session.md."""
 
     @_abc_1.abstractmethod
     def CloseSession(
