@@ -179,10 +179,10 @@ def grpcurl(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("endpoint", "service", "field"),
     [
-        ("attestor", "tensafe.attestor.v1.AttestorService", "policyHash"),
+        ("attestor", "tensafe.attestor.v1.AttestorService", "policy_hash"),
         ("coprocessor", "tensafe.he_lora.v1.HeLoraService", "backend"),
         ("inference", "tensafe.inference.v1.InferenceService", "model"),
-        ("gateway_admin", "tensafe.gateway.v1.GatewayService", "httpAddress"),
+        ("gateway_admin", "tensafe.gateway.v1.GatewayService", "http_address"),
     ],
 )
 def test_grpcurl_lists_and_calls_each_service(stack: Stack, endpoint: str, service: str, field: str) -> None:

@@ -79,7 +79,7 @@ async def fail_in_the_middle(stack: Stack, prompt: str, signal_number: int, pid:
 
 @pytest.fixture
 def coprocessor(stack: Stack) -> ServiceSpec:
-    (process,) = (p for p in stack.launcher.processes if p.spec.name == "coprocessor")
+    (process,) = (p for p in stack.launcher.processes if p.spec.name == "he_lora")
     return process.spec
 
 
@@ -104,7 +104,7 @@ def started_again(spec: ServiceSpec, log: Path) -> Iterator[None]:
 async def test_a_coprocessor_that_stalls_fails_only_its_requests(
     stack: Stack, prompts: list[str], reference: list[dict[str, Any]]
 ) -> None:
-    pid = stack.pid("coprocessor")
+    pid = stack.pid("he_lora")
     base = await ask(client_of(stack), BASE_NAME, prompts[0])
     try:
         adapted, plain = await fail_in_the_middle(stack, prompts[0], signal.SIGSTOP, pid)
@@ -122,7 +122,7 @@ async def test_a_coprocessor_that_dies_fails_only_its_requests_and_is_found_agai
 ) -> None:
     client = client_of(stack)
     base = await ask(client, BASE_NAME, prompts[1])
-    adapted, plain = await fail_in_the_middle(stack, prompts[1], signal.SIGKILL, stack.pid("coprocessor"))
+    adapted, plain = await fail_in_the_middle(stack, prompts[1], signal.SIGKILL, stack.pid("he_lora"))
     assert TOKENS_BEFORE <= len(adapted) < MAX_TOKENS
     assert adapted == reference[1]["token_ids"][: len(adapted)]
     assert plain == base
