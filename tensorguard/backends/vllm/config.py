@@ -98,8 +98,10 @@ class TenSafeVLLMConfig(EngineOptions):
     """The encryption scheme; "ckks" is the only one."""
     adapter_name: str | None = Field(default=None, pattern=NAME_PATTERN)
     """Model name of the adapter, which is its package's id; None takes it from the package."""
-    require_attestation: bool = True
-    """False permits evidence of kind `simulated`; the attestation exchange itself is never skipped."""
+    require_attestation: bool | None = None
+    """True accepts evidence from TEE hardware only, False also evidence of kind `simulated`. None requires
+    hardware of services that are given by endpoint, and permits the embedded ones to simulate it, with a
+    warning. The attestation exchange itself is never skipped."""
     coprocessor_endpoint: str | None = None
     """gRPC endpoint of a running coprocessor; None starts one as a separate process."""
     attestor_endpoint: str | None = None
@@ -159,6 +161,14 @@ class TenSafeVLLMConfig(EngineOptions):
             raise ConfigurationError(
                 f"adapter_name {self.base_name!r} is the base model's name too; set another served_model_name"
             )
+
+    @property
+    def simulated_evidence_permitted(self) -> bool:
+        """What `require_attestation` means for where the services are."""
+        if self.require_attestation is None:
+            # Whoever starts the services on this machine already controls all that evidence would protect.
+            return self.coprocessor_endpoint is None
+        return not self.require_attestation
 
     def engine_options(self) -> EngineOptions:
         """The part of this configuration that concerns the base model's engine."""

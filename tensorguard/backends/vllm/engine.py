@@ -130,7 +130,7 @@ class TenSafeAsyncEngine:
         return await EngineCore.start(
             config.engine_options(),
             [connection],
-            require_attestation=config.require_attestation,
+            require_attestation=not config.simulated_evidence_permitted,
             simulated_root_key=root_key,
             delta_timeout_seconds=config.delta_timeout_seconds,
         )
@@ -164,11 +164,11 @@ class TenSafeAsyncEngine:
 
     def _start_embedded(self) -> tuple[AdapterConnection, Path]:
         config = self.config
-        if config.require_attestation:
+        if not config.simulated_evidence_permitted:
             raise EvidenceRefusedError(
                 "the embedded services have no evidence from TEE hardware, only simulated evidence, which "
-                "require_attestation=True refuses; set require_attestation=False to permit it (for "
-                "development), or give coprocessor_endpoint and attestor_endpoint"
+                "require_attestation=True refuses; leave it out or set require_attestation=False "
+                "to permit it (for development), or give coprocessor_endpoint and attestor_endpoint"
             )
         from tensorguard.stack.embedded import start_embedded
 
