@@ -15,7 +15,7 @@ import pytest
 
 from services.he_lora.server import build_coprocessor
 from services.he_lora.servicer import HeLoraServicer
-from tensorguard.ckks.host import HostSession
+from tensorguard.ckks import kernels
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import (
     AuthenticationError,
@@ -586,16 +586,23 @@ def test_tampered_manifest(world: World, cheat: tuple[Cheat, Server]) -> None:
 # Keys that vanish while they are used
 
 
+def closed_during(session: CoprocessorSession, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let another thread close the session's key while the engine's kernel `name` runs."""
+    assert session._link is not None
+    key, kernel = session._link.key.host, getattr(kernels, name)
+
+    def closed(*arguments: Any) -> Any:
+        threading.Thread(target=key.close, daemon=True).start()
+        while not key.closed:
+            time.sleep(0.001)
+        return kernel(*arguments)
+
+    monkeypatch.setattr(kernels, name, closed)
+
+
 def test_nothing_leaves_under_a_key_that_was_wiped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with session_with(world) as session:
-        encrypt = HostSession.encrypt
-
-        def wiped(key: HostSession, *arguments: Any) -> Any:
-            encrypted = encrypt(key, *arguments)
-            key.close()
-            return encrypted
-
-        monkeypatch.setattr(HostSession, "encrypt", wiped)
+        closed_during(session, "encrypt", monkeypatch)
         sent = session.stats.bytes_up
         assert fails(session.begin(ADAPTER, 0, "qkv", activations(1)))
         assert session.stats.bytes_up == sent and not session.healthy
@@ -604,14 +611,7 @@ def test_nothing_leaves_under_a_key_that_was_wiped(world: World, monkeypatch: py
 def test_no_delta_from_a_key_that_was_wiped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with session_with(world) as session:
         pending = session.begin(ADAPTER, 0, "qkv", activations(1))
-        decrypt = HostSession.decrypt
-
-        def wiped(key: HostSession, *arguments: Any) -> Any:
-            z = decrypt(key, *arguments)
-            key.close()
-            return z
-
-        monkeypatch.setattr(HostSession, "decrypt", wiped)
+        closed_during(session, "decrypt", monkeypatch)
         assert fails(pending)
 
 
