@@ -20,7 +20,8 @@ from tensorguard.stack import embedded
 from tensorguard.stack.services import PackagedAdapter
 from tensorguard.stack.stack import Trust
 
-ENDPOINTS = {"coprocessor_endpoint": "127.0.0.1:1", "attestor_endpoint": "127.0.0.1:2", "adapter_name": "a"}
+ENDPOINTS: dict[str, Any] = {"coprocessor_endpoint": "127.0.0.1:1", "attestor_endpoint": "127.0.0.1:2"}
+NAMED: dict[str, Any] = {"adapter_name": "a", "publisher_keys": (Path("/publisher.pem"),)}
 STATE = DevelopmentState(Path("/s"), Path("/s/policy"), Path("/s/root"), Path("/s/root.pub"), "thumbprint")
 
 
@@ -46,7 +47,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package whose embedded services are not really started."""
     path = tmp_path / "adapter.tssp"
     path.write_bytes(b"")
-    adapter = PackagedAdapter("a", path, "tenant", "ab" * 32, ())
+    adapter = PackagedAdapter("a", path, "tenant", "ab" * 32, NAMED["publisher_keys"])
     trust = Trust("127.0.0.1:2", "thumbprint", "127.0.0.1:1", Path("/s/root"))
     monkeypatch.setattr(embedded, "find_adapter", lambda *_: adapter)
     monkeypatch.setattr(embedded, "choose_ports", lambda *_: {})
@@ -68,7 +69,7 @@ def start(**options: Any) -> None:
 @pytest.mark.parametrize(("value", "hardware_only"), [(None, True), (True, True), (False, False)])
 def test_services_given_by_endpoint(required: list[bool], log: list[Any], value: Any, hardware_only: bool) -> None:
     with pytest.raises(EngineStartedError):
-        start(require_attestation=value, **ENDPOINTS)
+        start(require_attestation=value, **ENDPOINTS, **NAMED)
     assert required == [hardware_only]
     assert log == []
 
@@ -103,7 +104,7 @@ def test_the_warning_reaches_standard_error_of_a_plain_script(
 
 
 def test_a_host_without_hardware_is_refused_with_the_option_that_permits_it() -> None:
-    adapter = AdapterConnection(name="a", coprocessor_endpoint="127.0.0.1:1", attestor_endpoint="127.0.0.1:2")
+    adapter = AdapterConnection(name="a", publisher_keys=NAMED["publisher_keys"], **ENDPOINTS)
     settings = WorkerSettings(model_path=Path("/m"), adapters=(adapter,), simulated_root_key=Path("/s/root"))
     with pytest.raises(EvidenceRefusedError, match="require_attestation=False"):
         host_platform(settings)

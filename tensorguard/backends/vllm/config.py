@@ -35,8 +35,8 @@ class AdapterConnection(BaseModel):
     attestor_thumbprint: str | None = None
     """RFC 7638 thumbprint of the attestor's signing key. Without it the first key seen is trusted."""
     tenant: str = "default"
-    publisher_keys: tuple[Path, ...] = ()
-    """Public keys that must have signed the adapter's manifest."""
+    publisher_keys: tuple[Path, ...] = Field(min_length=1)
+    """Public key files, one of which must have signed the adapter's manifest."""
     expected_digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Manifest digest (SHA-256, hex) the adapter must have; None accepts any that verifies."""
 
@@ -109,7 +109,8 @@ class TenSafeVLLMConfig(EngineOptions):
     attestor_thumbprint: str | None = None
     """RFC 7638 thumbprint the attestor's signing key must have."""
     publisher_keys: tuple[Path, ...] = ()
-    """Public key files that must have signed the package."""
+    """Public key files, one of which must have signed the package. Needed with `coprocessor_endpoint`; embedded
+    services also know the keys that `tensafe pack` remembered in `state_dir`."""
     tenant: str = "default"
     simulated_root_key: Path | None = None
     """Key file for simulated evidence. Embedded services make one of their own."""
@@ -156,6 +157,11 @@ class TenSafeVLLMConfig(EngineOptions):
         if (self.coprocessor_endpoint is None) != (self.attestor_endpoint is None):
             raise ConfigurationError(
                 "coprocessor_endpoint and attestor_endpoint go together; leave both out for embedded ones"
+            )
+        if self.coprocessor_endpoint is not None and not self.publisher_keys:
+            raise ConfigurationError(
+                "coprocessor_endpoint needs publisher_keys: the public key file of who packed the adapter, to verify "
+                "what is served there"
             )
         if self.adapter_name == self.base_name:
             raise ConfigurationError(

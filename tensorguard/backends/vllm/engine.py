@@ -23,7 +23,7 @@ import structlog
 from tensorguard.backends.vllm.config import AdapterConnection, TenSafeVLLMConfig
 from tensorguard.backends.vllm.core import EngineCore
 from tensorguard.crypto.signatures import VerifyingKeys
-from tensorguard.errors import ConfigurationError, EvidenceRefusedError
+from tensorguard.errors import EvidenceRefusedError
 
 if TYPE_CHECKING:
     from tensorguard.stack.embedded import Embedded
@@ -144,10 +144,6 @@ class TenSafeAsyncEngine:
         if config.tssp_package_path is not None:
             from tensorguard.package import open_manifest
 
-            if not config.publisher_keys:
-                raise ConfigurationError(
-                    "tssp_package_path with coprocessor_endpoint needs publisher_keys to verify it with"
-                )
             keys = [VerifyingKeys.read(path) for path in config.publisher_keys]
             verified = open_manifest(config.tssp_package_path, keys)
             name, digest = name or verified.manifest.package_id, verified.digest
