@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("attestor", "he_lora", "inference", "gateway")
 # Lowest first. A package may import from its own layer and from those below.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "crypto", "observability"}),
+    frozenset({"errors", "settings", "crypto", "observability"}),
     frozenset({"rpc"}),
     frozenset({"ckks"}),
     frozenset({"lora"}),

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, StringConstraints
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import BaseSettings
 
 from tensorguard.errors import ConfigurationError
-
-Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+):[0-9]{1,5}$")]
+from tensorguard.settings import Address, load_service_settings, service_settings
 
 
 class GatewaySettings(BaseSettings):
     """What the gateway can be told. Addresses are host:port; port 0 takes a free one."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="TENSAFE_GATEWAY_",
-        cli_prog_name="python -m services.gateway",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        extra="forbid",
-    )
+    model_config = service_settings("gateway")
 
     listen: Address = Field("127.0.0.1:8000", description="address of the OpenAI HTTP server")
     admin_listen: Address = Field("127.0.0.1:7404", description="address of the operators' gRPC server")
@@ -41,6 +32,11 @@ class GatewaySettings(BaseSettings):
     request_timeout_seconds: float = Field(600.0, gt=0, description="longest time one request may take")
     body_timeout_seconds: float = Field(30.0, gt=0, description="longest time a client may take to send its body")
     status_seconds: float = Field(5.0, gt=0, description="how often the inference service is asked for its state")
+
+
+def load_settings(arguments: list[str]) -> GatewaySettings:
+    """Settings from options and environment. Raises ConfigurationError, also for unknown variables."""
+    return load_service_settings(GatewaySettings, arguments)
 
 
 def split_address(address: str) -> tuple[str, int]:

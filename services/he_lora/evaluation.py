@@ -36,10 +36,7 @@ class Evaluation:
             response = self._evaluate(session, message, started)
         except Exception as error:
             request_id = frames.request_id_of(message)
-            if isinstance(error, TenSafeError):
-                log.warning("evaluation refused", reason=error.reason, cause=error.message)
-            else:
-                log.error("evaluation failed", error_type=type(error).__name__, frames=frames_of(error))
+            _log_first(session, error)
             if request_id is None:
                 raise InvalidInputError("not a request frame") from None  # ends the stream
             return frames.write_failure(request_id)
@@ -80,6 +77,11 @@ class Evaluation:
             ),
         )
 
+    def ended(self, session: Session) -> None:
+        """Log how many requests of a session's stream were refused, beyond those that have lines of their own."""
+        if session.refused.total() > len(session.refused):
+            log.warning("evaluations refused in this session", requests=dict(session.refused))
+
     def _count(self, response: frames.EvaluationResponse, received: int, sent: int) -> None:
         counts = response.counts
         with self._lock:
@@ -97,3 +99,15 @@ class Evaluation:
         """Operations and charged tokens since start."""
         with self._lock:
             return pb.OperationCounts(tokens=self._store.tokens_charged, **self._totals)
+
+
+def _log_first(session: Session, error: Exception) -> None:
+    """One line for each reason in a session: a host can send bad frames faster than a disk takes lines."""
+    reason = error.reason if isinstance(error, TenSafeError) else type(error).__name__
+    session.refused[reason] += 1
+    if session.refused[reason] > 1:
+        return
+    if isinstance(error, TenSafeError):
+        log.warning("evaluation refused", reason=reason, cause=error.message)
+    else:
+        log.error("evaluation failed", error_type=reason, frames=frames_of(error))

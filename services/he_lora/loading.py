@@ -24,6 +24,7 @@ from tensorguard.evidence.workload import Workload
 from tensorguard.observability.metrics import HE_OP_LATENCY, TSSP_VERIFY_LATENCY, measured
 from tensorguard.package.contract import group_plans
 from tensorguard.package.reader import AdapterContents, open_manifest, read_adapter
+from tensorguard.package.release_policy import check_release_policy
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +64,7 @@ class PackageOpener:
             tenant=self.tenant,
             package_id=manifest.package_id,
         )
+        check_release_policy(manifest, workload.policy_sha256())
         release = Release(manifest.tenant, manifest.package_id, manifest.sequence, bytes.fromhex(verified.digest))
         released = workload.release_key(release, tokens_wanted=self.tokens_per_lease)
         started = time.perf_counter()

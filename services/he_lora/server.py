@@ -14,7 +14,7 @@ from services.he_lora.leases import LeaseKeeper
 from services.he_lora.loading import PackageOpener
 from services.he_lora.servicer import HeLoraServicer
 from services.he_lora.sessions import SessionRegistry
-from services.he_lora.settings import PREFIX, HeLoraSettings
+from services.he_lora.settings import HeLoraSettings
 from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.client import AttestorClient
@@ -88,7 +88,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
             settings.listen,
             workers=settings.max_sessions + _SPARE_WORKERS,
             reflection=settings.reflection,
-            listen_option=f"--listen or {PREFIX}LISTEN",
+            listen_option="--listen or TENSAFE_HE_LORA_LISTEN",
             plaintext_network=settings.plaintext_network,
         ),
     )
@@ -100,7 +100,7 @@ def _platform(settings: HeLoraSettings) -> Platform:
     if settings.simulated_root_key is None:
         raise ConfigurationError(
             "this machine has no TEE that this version knows: set --simulated-root-key "
-            f"({PREFIX}SIMULATED_ROOT_KEY) to attest with simulated evidence, if the policy permits it"
+            "(TENSAFE_HE_LORA_SIMULATED_ROOT_KEY) to attest with simulated evidence, if the policy permits it"
         )
     return SimulatedPlatform(settings.simulated_root_key)
 

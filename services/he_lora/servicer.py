@@ -170,6 +170,7 @@ class HeLoraServicer:
         finally:
             # A session whose stream ended is over: its request and ciphertext counters must not be continued.
             self._registry.remove(session_id)
+            self._evaluation.ended(session)
 
     def CloseSession(self, request: pb.CloseSessionRequest, context: Any) -> pb.CloseSessionResponse:
         """Forget the session and its keys."""

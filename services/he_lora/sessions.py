@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -33,6 +34,8 @@ class Session:
     handles: list[str] = field(default_factory=list)
     streaming: bool = False
     last_request: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    """Requests without an answer, by reason."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_key(self, number: int, evaluator: Evaluator) -> None:

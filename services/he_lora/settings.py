@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, StringConstraints, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import BaseSettings
 
-from tensorguard.errors import ConfigurationError
 from tensorguard.package.contract import DEFAULT_PRIVACY_BOUND_LOG2
-
-PREFIX = "TENSAFE_HE_LORA_"
-Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+):[0-9]{1,5}$")]
+from tensorguard.settings import Address, load_service_settings, service_settings
 
 
 class HeLoraSettings(BaseSettings):
     """What the coprocessor can be told. Addresses are host:port; port 0 takes a free one. Lists are JSON."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        cli_prog_name="python -m services.he_lora",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        extra="forbid",
-    )
+    model_config = service_settings("he_lora")
 
     packages: list[Path] = Field(min_length=1, description="sealed packages (.tssp) to serve, all of one tenant")
     publisher_keys: list[Path] = Field(
@@ -70,14 +58,4 @@ class HeLoraSettings(BaseSettings):
 
 def load_settings(arguments: list[str]) -> HeLoraSettings:
     """Settings from options and environment. Raises ConfigurationError, also for unknown variables."""
-    known = {f"{PREFIX}{name}".upper() for name in HeLoraSettings.model_fields}
-    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
-    if unknown:
-        raise ConfigurationError(f"unknown environment variable {', '.join(unknown)}")
-    try:
-        return HeLoraSettings(_cli_parse_args=arguments)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
-        option = "--" + name.replace("_", "-")
-        raise ConfigurationError(f"{option} (or {PREFIX}{name.upper()}): {first['msg']}") from None
+    return load_service_settings(HeLoraSettings, arguments)

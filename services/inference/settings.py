@@ -3,12 +3,11 @@ options."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, StringConstraints, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import BaseSettings
 
 from tensorguard.backends.vllm.config import (
     NAME_PATTERN,
@@ -16,26 +15,15 @@ from tensorguard.backends.vllm.config import (
     BaseNameAnswers,
     EngineOptions,
     check_engine_options,
-    explain,
 )
 from tensorguard.errors import ConfigurationError
-
-PREFIX = "TENSAFE_INFERENCE_"
-Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-]+):[0-9]{1,5}$")]
+from tensorguard.settings import Address, load_service_settings, service_settings
 
 
 class InferenceSettings(BaseSettings):
     """What the inference service can be told. Addresses are host:port; port 0 takes a free one."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        cli_prog_name="python -m services.inference",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        extra="forbid",
-        protected_namespaces=(),
-    )
+    model_config = service_settings("inference")
 
     model: str = Field(min_length=1, description="folder of the base model, or its name on the Hugging Face hub")
     listen: Address = Field("127.0.0.1:7403", description="address of the gRPC server")
@@ -83,19 +71,7 @@ class InferenceSettings(BaseSettings):
 
 def load_settings(arguments: list[str]) -> InferenceSettings:
     """Settings from options and environment. Raises ConfigurationError, also for unknown variables."""
-    known = {f"{PREFIX}{name}".upper() for name in InferenceSettings.model_fields}
-    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
-    if unknown:
-        raise ConfigurationError(f"unknown environment variable {', '.join(unknown)}")
-    try:
-        settings = InferenceSettings(_cli_parse_args=arguments)
-    except ValidationError as error:
-        first = str(error.errors(include_input=False, include_url=False)[0]["loc"][0])
-        option = "--" + first.replace("_", "-")
-        raise ConfigurationError(f"{option} (or {PREFIX}{first.upper()}): {explain(error)}") from None
-    except ValueError as error:
-        # pydantic-settings could not parse a list as JSON.
-        raise ConfigurationError(f"settings: {error}") from None
+    settings = load_service_settings(InferenceSettings, arguments)
     check_engine_options(settings.engine_options(), adapters=bool(settings.adapters))
     if settings.base_name_answers == "adapter" and len(settings.adapters) != 1:
         raise ConfigurationError(f"base_name_answers=adapter needs exactly one adapter, not {len(settings.adapters)}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +24,18 @@ MAX_TOKENS = 1 << 16
 _COUNTER_BITS = 48
 _LARGEST_VALUE = 0.46
 """Of p0. Honest results stay below 0.45 by the choice of the scale, plus noise."""
+_LONGEST_CALL_SECONDS = 10.0
+"""How long `close` waits for running calls. Longer ones lose their key in between, and then their result."""
+
+_KEY_GONE = "this session's key is gone (closed or forked); open a new session"
 
 
 class HostSession:
     """One CKKS key pair and everything done with the secret half. The key is in this process's memory only.
 
-    Calls from several threads are serialised where they must be. In a forked child the key is gone.
+    Several threads can encrypt and decrypt at the same time. `close` in one of them ends the calls of the
+    others with UnavailableError: under a wiped key a ciphertext would be readable. In a forked child the key
+    is gone.
     """
 
     def __init__(self, parameters: ParameterSet, pk1_seed: bytes, session_id: bytes, worker: int) -> None:
@@ -38,16 +46,19 @@ class HostSession:
         self.parameters = parameters
         self._ring = ring(parameters)
         self._expander = UniformExpander(parameters, session_id)
-        self._lock = threading.Lock()
+        self._state = threading.Condition()
+        """Guards what follows, and tells `close` that the last running call has ended."""
+        self._running = 0
         self._next_id = (worker << _COUNTER_BITS) + 1
         self._last_id = (worker << _COUNTER_BITS) + (1 << _COUNTER_BITS) - 1
-        self._keys: tuple[Residues, Residues] | None = _make_key(parameters)
+        self._closed = False
+        self._keys = _make_key(parameters)
+        _SESSIONS.add(self)
         public = UniformExpander(parameters, session_id, public_key=True).expand([0], pk1_seed)
         nothing = np.zeros((1, 1), np.int32)
         self.public_key: Residues = self._encrypt(nothing, Plan(1, 1, 1), self._ring.scale(1), public)[0]
         """pk0 = -pk1·s + e, uint32 [primes, N], transform domain, reduced."""
         self.public_key.flags.writeable = False
-        _SESSIONS.add(self)
 
     @classmethod
     def create(cls, parameters: ParameterSet, pk1_seed: bytes, session_id: bytes, *, worker: int = 0) -> HostSession:
@@ -64,19 +75,44 @@ class HostSession:
 
     @property
     def closed(self) -> bool:
-        return self._keys is None
+        return self._closed
 
     def close(self) -> None:
-        """Overwrite the key; later calls raise UnavailableError."""
-        keys, self._keys = self._keys, None
-        for key in keys or ():
+        """Overwrite the key, after calls that are running; they and later ones raise UnavailableError."""
+        with self._state:
+            self._closed = True
+            self._state.wait_for(lambda: not self._running, _LONGEST_CALL_SECONDS)
+        for key in self._keys:
             key.fill(0)
 
-    def _key_pair(self) -> tuple[Residues, Residues]:
-        keys = self._keys
-        if keys is None:
-            raise UnavailableError("this session's key is gone (closed or forked); open a new session")
-        return keys
+    def _forget_in_child(self) -> None:
+        """`close` in a forked child. Only the forking thread exists here: what others held is never released."""
+        self._state = threading.Condition()
+        self._running = 0
+        self.close()
+
+    @contextmanager
+    def _key_in_use(self) -> Iterator[tuple[Residues, Residues]]:
+        """The keys, which stay whole while they are used. Raises UnavailableError, also at the end if the
+        session was closed meanwhile: the result must not be used then.
+        """
+        with self._state:
+            if self._closed:
+                raise UnavailableError(_KEY_GONE)
+            self._running += 1
+        try:
+            yield self._keys
+        finally:
+            lost = self._call_ended()
+        if lost:
+            raise UnavailableError(_KEY_GONE)
+
+    def _call_ended(self) -> bool:
+        """Whether the session was closed while the call ran."""
+        with self._state:
+            self._running -= 1
+            self._state.notify_all()
+            return self._closed
 
     def encrypt(
         self, x: npt.NDArray[np.float64] | npt.NDArray[np.float32], plan: Plan, norm_bound: float
@@ -110,7 +146,9 @@ class HostSession:
         )
 
     def _take_ids(self, count: int) -> int:
-        with self._lock:
+        with self._state:
+            if self._closed:
+                raise UnavailableError(_KEY_GONE)
             first = self._next_id
             if first + count - 1 > self._last_id:
                 raise UnavailableError("this key has used all its ciphertext identifiers; open a new session")
@@ -118,21 +156,21 @@ class HostSession:
         return first
 
     def _encrypt(self, mantissas: npt.NDArray[np.int32], plan: Plan, scale: Residues, uniform: Residues) -> Residues:
-        encryption_key, _ = self._key_pair()
         b = np.empty_like(uniform)
-        kernels.encrypt(
-            mantissas,
-            plan.shape,
-            scale,
-            SecretStream("encryption error").words(len(uniform), kernels.ERROR_WORDS),
-            uniform,
-            encryption_key,
-            b,
-            np.empty(DEGREE, np.uint32),
-            np.empty((2, 3 * kernels.ERROR_GROUP), np.int32),
-            self._ring.factors,
-            self._ring.primes,
-        )
+        with self._key_in_use() as (encryption_key, _):
+            kernels.encrypt(
+                mantissas,
+                plan.shape,
+                scale,
+                SecretStream("encryption error").words(len(uniform), kernels.ERROR_WORDS),
+                uniform,
+                encryption_key,
+                b,
+                np.empty(DEGREE, np.uint32),
+                np.empty((2, 3 * kernels.ERROR_GROUP), np.int32),
+                self._ring.factors,
+                self._ring.primes,
+            )
         return b
 
     def decrypt(
@@ -159,21 +197,21 @@ class HostSession:
             or c0.max() >= prime
         ):
             raise InvalidInputError("the response does not fit its request")
-        _, decryption_key = self._key_pair()
         values = np.empty((tokens, rows), np.int32)
         scratch, transformed = np.empty((2, DEGREE), np.uint32)
-        kernels.decrypt(
-            np.ascontiguousarray(c1),
-            np.ascontiguousarray(c0),
-            plan.shape,
-            plan.skip,
-            decryption_key,
-            values,
-            scratch,
-            transformed,
-            self._ring.factors[0],
-            prime,
-        )
+        with self._key_in_use() as (_, decryption_key):
+            kernels.decrypt(
+                np.ascontiguousarray(c1),
+                np.ascontiguousarray(c0),
+                plan.shape,
+                plan.skip,
+                decryption_key,
+                values,
+                scratch,
+                transformed,
+                self._ring.factors[0],
+                prime,
+            )
         if np.abs(values).max() > _LARGEST_VALUE * float(prime):
             raise InvalidInputError("the response does not fit its request")
         z = values * (encrypted.unit * row_scales)
@@ -199,7 +237,7 @@ _SESSIONS: weakref.WeakSet[HostSession] = weakref.WeakSet()
 
 def _forget_keys() -> None:
     for session in list(_SESSIONS):
-        session.close()
+        session._forget_in_child()
 
 
 os.register_at_fork(after_in_child=_forget_keys)

@@ -40,6 +40,7 @@ class Workload:
         self._lock = threading.Lock()
         self._token = ""
         self._expires_at = 0
+        self._policy_sha256 = ""
 
     def token(self) -> str:
         """A token with a minute or a fifth of its life left. Raises what `AttestorClient.attest` does."""
@@ -54,9 +55,14 @@ class Workload:
                 )
                 result = self.client.verifier().verify(token)
                 life = result.expires_at - result.issued_at
-                self._token = token
+                self._token, self._policy_sha256 = token, result.policy_sha256
                 self._expires_at = int(result.expires_at - min(REFRESH_SECONDS, life / 5))
             return self._token
+
+    def policy_sha256(self) -> str:
+        """SHA-256 (hex) of the policy that the current token was issued under. Raises what `token` does."""
+        self.token()
+        return self._policy_sha256
 
     def release_key(self, release: Release, *, tokens_wanted: int) -> ReleasedKey:
         """`AttestorClient.release_key` under the current token."""

@@ -1,6 +1,7 @@
 """JSON log lines (structlog) with redaction. Logs never carry prompts, activations, deltas, keys or tokens.
 
-Redaction is a second line of defence: code does not put secrets into log events in the first place.
+Redaction is a second line of defence: code does not put secrets into log events in the first place. The same step
+bounds the size of every line, so that nobody fills a disk with one request.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,7 +50,12 @@ _SECRET_TEXT = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END[^\n]*|\Z)",
     re.DOTALL,
 )
-_LONGEST_TEXT = 2000
+# A line stays small whatever a caller put into its request: these bound every value of every line.
+_LONGEST_TEXT = 200
+_LONGEST_EVENT = 2000
+"""The event itself is a constant in our code, but a whole message in lines of other libraries."""
+_LONGEST_INTEGER_BITS = 128
+_MOST_ITEMS = 32
 _DEEPEST = 4
 
 
@@ -58,20 +65,37 @@ def is_sensitive(key: str) -> bool:
     return name in _SENSITIVE or any(name.endswith(f"_{word}") for word in _SENSITIVE)
 
 
-def redacted(value: Any, depth: int = 0) -> Any:
-    """A value as it may be logged: secrets masked, bytes and objects replaced by their size or type."""
-    if value is None or isinstance(value, (bool, int, float)):
+def redacted(value: Any, depth: int = 0, longest: int = _LONGEST_TEXT) -> Any:
+    """A value as it may be logged: secrets masked, text, collections and numbers cut to a bounded size, bytes and
+    objects replaced by their size or type.
+    """
+    if value is None or isinstance(value, (bool, float)):
         return value
+    if isinstance(value, int):
+        # Long ones cannot even be printed: Python refuses more than 4300 digits.
+        return value if value.bit_length() <= _LONGEST_INTEGER_BITS else f"<integer of {value.bit_length()} bits>"
     if isinstance(value, (str, Path)):
-        text = _SECRET_TEXT.sub(MASK, str(value))
-        return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+        return _cut(str(value), longest)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return f"<{len(value)} bytes>"
     if depth < _DEEPEST and isinstance(value, Mapping):
-        return {str(k): MASK if is_sensitive(str(k)) else redacted(v, depth + 1) for k, v in value.items()}
+        kept = islice(value.items(), _MOST_ITEMS)
+        document = {
+            _cut(str(k), _LONGEST_TEXT): MASK if is_sensitive(str(k)) else redacted(v, depth + 1) for k, v in kept
+        }
+        return document | ({"…": f"{len(value) - _MOST_ITEMS} more"} if len(value) > _MOST_ITEMS else {})
     if depth < _DEEPEST and isinstance(value, (list, tuple, set, frozenset)):
-        return [redacted(item, depth + 1) for item in value]
+        items = [redacted(item, depth + 1) for item in islice(value, _MOST_ITEMS)]
+        return items + ([f"… {len(value) - _MOST_ITEMS} more"] if len(value) > _MOST_ITEMS else [])
     return f"<{type(value).__name__}>"
+
+
+def _cut(text: str, longest: int) -> str:
+    """The beginning of `text` with secrets masked. Masking sees more than is kept, so that no secret is halved, and
+    not everything, because it takes time that grows with the square of what a caller sends.
+    """
+    masked = _SECRET_TEXT.sub(MASK, text[: 2 * longest])
+    return masked if len(masked) <= longest and len(text) <= 2 * longest else f"{masked[:longest]}…"
 
 
 def frames_of(error: BaseException, limit: int = 12) -> list[str]:
@@ -86,7 +110,10 @@ def frames_of(error: BaseException, limit: int = 12) -> list[str]:
 
 
 def _redact(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    return {key: MASK if is_sensitive(key) else redacted(value) for key, value in event.items()}
+    return {
+        key: MASK if is_sensitive(key) else redacted(value, longest=_LONGEST_EVENT if key == "event" else _LONGEST_TEXT)
+        for key, value in event.items()
+    }
 
 
 def _exception_without_text(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:

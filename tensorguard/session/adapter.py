@@ -12,9 +12,10 @@ from tensorguard.ckks.plan import Plan
 from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import InvalidInputError, PackageError
 from tensorguard.package.contract import check_contract, group_plans
-from tensorguard.package.envelope import parse_envelope, verify_envelope
+from tensorguard.package.envelope import verify_envelope
 from tensorguard.package.manifest import Manifest
 from tensorguard.package.parts import decode_basis
+from tensorguard.package.release_policy import check_release_policy
 from tensorguard.session.handshake import HostHandshake
 
 Basis = Mapping[tuple[int, str], npt.NDArray[np.float32]]
@@ -68,13 +69,14 @@ def open_adapter(
 ) -> AttachedAdapter:
     """Check an attached adapter's manifest and open its basis.
 
-    With `verify_keys`, the manifest must be signed by one of them; without, it is as trustworthy as the
-    attested coprocessor. Raises PackageError, PackageTamperedError, PrivacyBoundError or AuthenticationError.
+    The manifest must be signed by one of `verify_keys`, and name no other policy than the coprocessor was attested
+    under. Raises PackageError, PackageTamperedError, PrivacyBoundError or AuthenticationError.
     """
-    opened = verify_envelope(envelope, verify_keys) if verify_keys else parse_envelope(envelope)
+    opened = verify_envelope(envelope, verify_keys)
     manifest = opened.manifest
     if (manifest.package_id, manifest.tenant) != (name, handshake.transcript.tenant):
         raise PackageError(f"the coprocessor answered with another adapter than {name}")
+    check_release_policy(manifest, handshake.peer.policy_sha256)
     if check_contract(manifest) != handshake.parameters:
         raise PackageError(
             f"adapter {name} needs parameter set {manifest.moai.parameter_set}: open the session with it"

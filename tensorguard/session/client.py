@@ -20,6 +20,7 @@ from tensorguard.ckks.messages import EvaluatedRows
 from tensorguard.ckks.parameters import DEFAULT_PARAMETER_SET, ParameterSet, get_parameter_set
 from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import (
+    ConfigurationError,
     DeltaUnavailableError,
     EvidenceRefusedError,
     InvalidInputError,
@@ -98,16 +99,21 @@ class CoprocessorSession:
         endpoint: str,
         workload: Workload,
         *,
+        verify_keys: Sequence[VerifyingKeys],
         parameter_set: str = DEFAULT_PARAMETER_SET,
-        verify_keys: Sequence[VerifyingKeys] = (),
         options: SessionOptions | None = None,
     ) -> CoprocessorSession:
         """Attest as `workload` (role inference), connect to the coprocessor and agree on a key.
 
-        `verify_keys`: publishers whose packages may be attached; empty accepts what the attested coprocessor
-        serves. Raises UnavailableError, EvidenceRefusedError, TokenError, PermissionDeniedError,
-        AuthenticationError, ConfigurationError.
+        `verify_keys`: publishers whose packages may be attached, at least one. Raises UnavailableError,
+        EvidenceRefusedError, TokenError, PermissionDeniedError, AuthenticationError, ConfigurationError.
         """
+        if not verify_keys:
+            # The evidence says which code the coprocessor runs, not whose package it was given.
+            raise ConfigurationError(
+                "no publisher key to verify the adapter's manifest with: set publisher_keys (of TenSafeVLLMConfig, or "
+                "of the adapter in TENSAFE_INFERENCE_ADAPTERS) to the public key file of who packed it"
+            )
         warm_up()
         session = cls(endpoint, workload, get_parameter_set(parameter_set), verify_keys, options or SessionOptions())
         link = session._connect(session._options.connect_seconds)
@@ -271,9 +277,6 @@ class CoprocessorSession:
                     raise DeltaUnavailableError(_NO_DELTA)
                 rows = EvaluatedRows(c1=response.c1, c0=response.c0)
                 results.append(part.key.decrypt(part.encrypted, rows, shape.rows, shape.row_scales))
-                if part.key.closed:
-                    # Another thread may have wiped the key meanwhile, and z would be noise.
-                    raise UnavailableError("the key was destroyed during decryption")
                 self.stats.count(response.counts)
                 self.stats.add(
                     wait_seconds=received - started,

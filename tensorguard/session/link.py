@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tensorguard.ckks.host import HostSession
 from tensorguard.ckks.messages import EncryptedActivations
 from tensorguard.ckks.plan import select_plan
-from tensorguard.errors import InvalidInputError, UnavailableError
+from tensorguard.errors import InvalidInputError
 from tensorguard.session import frames
 from tensorguard.session.adapter import GroupShape
 from tensorguard.session.handshake import HostHandshake
@@ -84,9 +84,6 @@ class Link:
                 plan = select_plan(shape.plans, parameters, len(rows), shape.d_in, shape.rows)
             encrypted = key.host.encrypt(rows, plan, shape.norm_bound)
             seconds += time.perf_counter() - started
-            if key.host.closed:
-                # A key that is wiped while it is used encrypts to something readable: nothing of it leaves.
-                raise UnavailableError("the key was destroyed during encryption")
             parts.append(SentPart(encrypted, key.host, self._submit(adapter, shape, key, encrypted)))
         stats.add(calls=1, tokens=len(x), encrypt_seconds=seconds, bytes_up=self.stream.bytes_sent - sent)
         return parts

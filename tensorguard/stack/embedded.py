@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import TracebackType
 
+import structlog
+
 from tensorguard.errors import ConfigurationError
 from tensorguard.package.publishers import DEFAULT_ATTESTOR_STATE
 from tensorguard.stack.launcher import Launcher
@@ -13,6 +15,8 @@ from tensorguard.stack.progress import Progress
 from tensorguard.stack.services import PackagedAdapter
 from tensorguard.stack.settings import StackSettings, load_stack_settings
 from tensorguard.stack.stack import EMBEDDED_PORTS, Trust, choose_ports, start_trust
+
+log = structlog.get_logger(__name__)
 
 
 class Embedded:
@@ -45,11 +49,13 @@ def start_embedded(
 ) -> Embedded:
     """Start an attestor with the state in `state_dir` and a coprocessor for `package`, on free ports.
 
+    Their evidence is simulated, which is logged as a warning.
     Raises ConfigurationError when the package's content key is not registered in `state_dir`, PackageError
     when the package does not verify, UnavailableError when a service does not start (with the end of its log).
     """
     settings = local_settings(state_dir, attestor_port=0, coprocessor_port=0)
     adapter = find_adapter(package, settings.attestor_state, adapter_name, publisher_keys)
+    warn_simulated()
     launcher = Launcher(settings.logs, progress)
     try:
         trust, _ = start_trust(launcher, settings, [adapter], choose_ports(settings, EMBEDDED_PORTS))
@@ -57,6 +63,14 @@ def start_embedded(
         launcher.stop()
         raise
     return Embedded(launcher, trust, adapter)
+
+
+def warn_simulated() -> None:
+    """Say that services which TenSafe starts itself are vouched for by nobody."""
+    log.warning(
+        "SIMULATED EVIDENCE: no hardware vouches for any part of this",
+        detail="whoever controls this machine can read prompts and adapter; require_attestation=True refuses this",
+    )
 
 
 def local_settings(state_dir: Path | None, **options: object) -> StackSettings:

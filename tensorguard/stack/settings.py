@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tensorguard.errors import ConfigurationError
-
-PREFIX = "TENSAFE_STACK_"
+from tensorguard.settings import load
 
 
 class StackSettings(BaseSettings):
     """Where the services of one machine listen and keep their state. Port 0 takes a free one."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="TENSAFE_STACK_", extra="forbid", frozen=True)
 
     state_dir: Path = Path(".state")
     """Logs, keys of the gateway, and below `attestor/` the attestor's state."""
@@ -48,14 +45,4 @@ class StackSettings(BaseSettings):
 
 def load_stack_settings(**options: object) -> StackSettings:
     """Settings from the environment; `options` that are not None win. Raises ConfigurationError."""
-    known = {f"{PREFIX}{name}".upper() for name in StackSettings.model_fields}
-    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
-    if unknown:
-        raise ConfigurationError(f"unknown environment variable {', '.join(unknown)}")
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        return StackSettings(**given)  # type: ignore[arg-type]
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"{name} (or {PREFIX}{name.upper()}): {first['msg']}") from None
+    return load(StackSettings, **{name: value for name, value in options.items() if value is not None})

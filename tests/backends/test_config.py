@@ -30,7 +30,7 @@ def test_the_guides_configuration_is_accepted(package: Path) -> None:
         enable_he_lora=True,
         he_scheme="ckks",
     )
-    assert config.require_attestation
+    assert config.require_attestation is None
     assert config.gpu_memory_utilization == 0.9
     assert config.base_name == "meta-llama/Llama-3-8B-Instruct"
 
@@ -56,6 +56,7 @@ def test_a_base_model_alone_is_a_configuration() -> None:
         ({"tssp_package_path": "/nowhere/a.tssp"}, "tssp_package_path"),
         ({"tssp_package_path": None, "coprocessor_endpoint": "c:1", "attestor_endpoint": "a:1"}, "adapter_name"),
         ({"coprocessor_endpoint": "c:1"}, "attestor_endpoint"),
+        ({"coprocessor_endpoint": "c:1", "attestor_endpoint": "a:1"}, "publisher_keys"),
         ({"attestor_endpoint": "a:1"}, "coprocessor_endpoint"),
         ({"enable_he_lora": False}, "tssp_package_path"),
         ({"enable_he_lora": False, "tssp_package_path": None, "base_name_answers": "adapter"}, "base_name_answers"),

@@ -90,7 +90,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
         "model": str(MODEL),
         "tssp_package_path": str(package),
         "enable_he_lora": True,
-        "require_attestation": False,
         "state_dir": str(state),
         "dtype": "float32",
         "max_model_len": 512,
@@ -143,6 +142,7 @@ def test_the_guides_script_prints_the_plaintext_adapters_answer(packed: Packed) 
     process = packed.start(tokens=32, after=after)
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
+    assert errors.count("SIMULATED EVIDENCE") == 1
     text, _, status = output.partition("\nSTATUS ")
     assert text == expected["text"]
     numbers = json.loads(status)

@@ -48,6 +48,19 @@ def test_what_cannot_be_had_is_refused(package: Path) -> None:
             check(options)
 
 
+@pytest.mark.parametrize(
+    ("flags", "required"), [([], None), (["--no-require-attestation"], False), (["--require-attestation"], True)]
+)
+def test_simulated_evidence_is_refused_only_on_demand(package: Path, flags: list[str], required: bool | None) -> None:
+    options = build_parser().parse_args(["--model", "m", "--he-lora-path", str(package), *flags])
+    assert options.require_attestation is required
+    if required:
+        with pytest.raises(ConfigurationError, match="--require-attestation"):
+            check(options)
+    else:
+        assert check(options)[0].simulated_evidence_permitted
+
+
 def test_an_unregistered_package_is_one_clear_error(
     package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

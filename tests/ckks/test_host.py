@@ -3,6 +3,12 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +17,7 @@ from hypothesis import strategies as st
 
 from tensorguard.ckks import (
     EncodedGroup,
+    EncryptedActivations,
     EvaluatedRows,
     HostSession,
     ParameterSet,
@@ -230,6 +237,171 @@ def test_a_closed_session_has_no_key(parameters: ParameterSet) -> None:
     assert not any(key.any() for key in keys)
     with pytest.raises(UnavailableError):
         session.encrypt(np.ones((1, 32)), Plan(1, 32, 1), 4096.0)
+
+
+class Paused:
+    """Holds every call of one kernel until `go` is set; `entered` counts them."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go = threading.Event()
+        self.entered = threading.Semaphore(0)
+        kernel = getattr(kernels, name)
+
+        def paused(*arguments: Any) -> None:
+            self.entered.release()
+            assert self.go.wait(30)
+            kernel(*arguments)
+
+        monkeypatch.setattr(kernels, name, paused)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as executor:
+        yield executor
+
+
+def one_row(session: HostSession) -> EncryptedActivations:
+    return session.encrypt(np.ones((1, 32)), Plan(1, 32, 1), 4096.0)
+
+
+def wait_until_closed(session: HostSession) -> None:
+    deadline = time.monotonic() + 30
+    while not session.closed:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_close_waits_for_an_encryption_whose_result_is_lost(
+    parameters: ParameterSet, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = HostSession.create(parameters, bytes(32), SESSION)
+    paused = Paused("encrypt", monkeypatch)
+    encryption = threads.submit(one_row, session)
+    assert paused.entered.acquire(timeout=30)
+    closing = threads.submit(session.close)
+    wait_until_closed(session)
+    time.sleep(0.05)
+    assert not closing.done() and all(key.any() for key in session._keys)
+    with pytest.raises(UnavailableError):
+        one_row(session)
+    paused.go.set()
+    with pytest.raises(UnavailableError):
+        encryption.result(30)
+    closing.result(30)
+    assert not any(key.any() for key in session._keys)
+
+
+def test_close_waits_for_a_decryption_whose_result_is_lost(
+    parameters: ParameterSet, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair.create(parameters)
+    weights, plan = make_weights(4, 32, parameters), Plan(1, 32, 4)
+    sent = pair.host.encrypt(np.ones((1, 32)), plan, weights.norm_bound)
+    group = EncodedGroup(weights, parameters, [plan])
+    response = pair.evaluator.evaluate(group, plan, 1, sent.ids, sent.seeds, sent.b)
+    paused = Paused("decrypt", monkeypatch)
+    decryption = threads.submit(pair.host.decrypt, sent, response, 4, weights.row_scales)
+    assert paused.entered.acquire(timeout=30)
+    closing = threads.submit(pair.host.close)
+    wait_until_closed(pair.host)
+    assert all(key.any() for key in pair.host._keys)
+    paused.go.set()
+    with pytest.raises(UnavailableError):
+        decryption.result(30)
+    closing.result(30)
+
+
+def test_a_call_that_outlasts_the_wait_loses_its_result(
+    parameters: ParameterSet, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "_LONGEST_CALL_SECONDS", 0.05)
+    session = HostSession.create(parameters, bytes(32), SESSION)
+    paused = Paused("encrypt", monkeypatch)
+    encryption = threads.submit(one_row, session)
+    assert paused.entered.acquire(timeout=30)
+    session.close()
+    assert not any(key.any() for key in session._keys)
+    paused.go.set()
+    with pytest.raises(UnavailableError):
+        encryption.result(30)
+
+
+def test_two_threads_encrypt_at_the_same_time(
+    parameters: ParameterSet, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = HostSession.create(parameters, bytes(32), SESSION)
+    paused = Paused("encrypt", monkeypatch)
+    encryptions = [threads.submit(one_row, session) for _ in range(2)]
+    assert all(paused.entered.acquire(timeout=30) for _ in encryptions)
+    paused.go.set()
+    first, second = (encryption.result(30) for encryption in encryptions)
+    assert first.ids[0] != second.ids[0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.0, 0.01))
+def test_no_ciphertext_is_readable_whenever_the_key_is_closed(delay: float) -> None:
+    """Of the zero vector a wiped key makes the bare error; under a key it is uniform."""
+    session = HostSession.create(PARAMETERS, os.urandom(32), SESSION)
+    sent: list[EncryptedActivations] = []
+
+    def encrypt_until_closed() -> None:
+        while True:
+            try:
+                sent.append(session.encrypt(np.zeros((1, 32)), Plan(1, 32, 1), 4096.0))
+            except UnavailableError:
+                return
+
+    workers = [threading.Thread(target=encrypt_until_closed) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    time.sleep(delay)
+    session.close()
+    for worker in workers:
+        worker.join(30)
+        assert not worker.is_alive()
+    prime = PARAMETERS.primes[0]
+    for encrypted in sent[-4:]:
+        b = reference.inverse(encrypted.b[0, 0].astype(np.uint64), prime).astype(np.int64)
+        assert np.abs(np.where(b > prime // 2, b - prime, b)).max() > prime // 4
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_forked_during_an_encryption_has_no_key_and_does_not_wait(
+    parameters: ParameterSet, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = HostSession.create(parameters, bytes(32), SESSION)
+    paused = Paused("encrypt", monkeypatch)
+    encryption = threads.submit(one_row, session)
+    assert paused.entered.acquire(timeout=30)
+    holding = threading.Event()
+    held = threads.submit(hold, session, holding, paused.go)  # the lock, too, is held by a thread the child lacks
+    assert holding.wait(30)
+    child = os.fork()
+    if child == 0:
+        refused = False
+        try:
+            one_row(session)
+        except UnavailableError:
+            refused = True
+        session.close()
+        os._exit(0 if refused and not any(key.any() for key in session._keys) else 1)
+    deadline = time.monotonic() + 20
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        time.sleep(0.01)
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+    paused.go.set()
+    held.result(30)
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
+    assert encryption.result(30) is not None and not session.closed
+
+
+def hold(session: HostSession, holding: threading.Event, until: threading.Event) -> None:
+    with session._state:
+        holding.set()
+        assert until.wait(30)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from services.he_lora.server import build_coprocessor
 from services.he_lora.servicer import HeLoraServicer
-from tensorguard.ckks.host import HostSession
+from tensorguard.ckks import kernels
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import (
     AuthenticationError,
@@ -32,6 +33,8 @@ from tensorguard.errors import (
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.observability.logging import configure_logging
+from tensorguard.package.envelope import make_envelope, verify_envelope
+from tensorguard.package.manifest import ReleasePolicy
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
 from tensorguard.rpc.server import Server, ServerOptions, build_server
 from tensorguard.session import frames
@@ -216,22 +219,57 @@ def test_unattached_adapter(session: CoprocessorSession) -> None:
 
 def test_no_coprocessor(world: World) -> None:
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1 "):
-        CoprocessorSession.open("127.0.0.1:1", world.workload(), options=SessionOptions(connect_seconds=0.1))
+        CoprocessorSession.open(
+            "127.0.0.1:1",
+            world.workload(),
+            verify_keys=[world.publisher.public],
+            options=SessionOptions(connect_seconds=0.1),
+        )
 
 
 def test_coprocessor_role_cannot_be_a_host(world: World) -> None:
     with pytest.raises(PermissionDeniedError):
-        CoprocessorSession.open(world.endpoint, world.workload(Role.COPROCESSOR, ADAPTER))
+        CoprocessorSession.open(
+            world.endpoint, world.workload(Role.COPROCESSOR, ADAPTER), verify_keys=[world.publisher.public]
+        )
 
 
 def test_unknown_parameter_set(world: World) -> None:
     with pytest.raises(ConfigurationError, match="unknown parameter set"):
-        CoprocessorSession.open(world.endpoint, world.workload(), parameter_set="n512")
+        CoprocessorSession.open(
+            world.endpoint, world.workload(), verify_keys=[world.publisher.public], parameter_set="n512"
+        )
 
 
 def test_other_parameter_set_than_the_adapters(world: World) -> None:
-    session = CoprocessorSession.open(world.endpoint, world.workload(), parameter_set="n4096-q90-w16")
+    session = CoprocessorSession.open(
+        world.endpoint, world.workload(), verify_keys=[world.publisher.public], parameter_set="n4096-q90-w16"
+    )
     with session, pytest.raises(InvalidInputError, match="needs parameter set n4096-q90-w1"):
+        session.attach(ADAPTER)
+
+
+def test_without_a_publisher_key_nothing_is_attached(world: World) -> None:
+    with pytest.raises(ConfigurationError, match="publisher_keys"):
+        CoprocessorSession.open(world.endpoint, world.workload(), verify_keys=[])
+
+
+def test_a_package_of_another_policy_is_refused(
+    world: World, session: CoprocessorSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert session._link is not None
+    peer = session._link.handshake.peer
+    named = ReleasePolicy(id="strict", sha256=peer.policy_sha256)
+    manifest = world.package.manifest.model_copy(update={"release_policy": named})
+    envelope = make_envelope(manifest, world.publisher)
+    store = world.coprocessor.servicer._store
+    digest = verify_envelope(envelope, world.publisher.public).digest
+    served = dataclasses.replace(store.get(ADAPTER), envelope=envelope, digest=digest)
+    monkeypatch.setattr(store, "get", lambda name: served)
+    assert session.attach(ADAPTER).manifest.release_policy == named
+    other = dataclasses.replace(peer, policy_sha256="ab" * 32)
+    monkeypatch.setattr(session._link.handshake, "peer", other)
+    with pytest.raises(PackageError, match="policy strict"):
         session.attach(ADAPTER)
 
 
@@ -541,7 +579,7 @@ def short_id(request: pb.BeginSessionRequest, answer: pb.BeginSessionResponse) -
 def test_impostor_coprocessor(world: World, cheat: tuple[Cheat, Server], change: Any, error: type[Exception]) -> None:
     cheat[0].on_begin = change
     with pytest.raises(error):
-        CoprocessorSession.open(cheat[1].address, world.workload())
+        CoprocessorSession.open(cheat[1].address, world.workload(), verify_keys=[world.publisher.public])
 
 
 def test_stolen_coprocessor_token(world: World, cheat: tuple[Cheat, Server]) -> None:
@@ -553,7 +591,7 @@ def test_stolen_coprocessor_token(world: World, cheat: tuple[Cheat, Server]) -> 
 
     cheat[0].on_begin = sign
     with pytest.raises(AuthenticationError):
-        CoprocessorSession.open(cheat[1].address, world.workload())
+        CoprocessorSession.open(cheat[1].address, world.workload(), verify_keys=[world.publisher.public])
 
 
 def test_basis_must_come_from_the_attested_coprocessor(world: World, cheat: tuple[Cheat, Server]) -> None:
@@ -567,7 +605,7 @@ def test_basis_must_come_from_the_attested_coprocessor(world: World, cheat: tupl
 
     cheat[0].on_attach = replace
     with (
-        CoprocessorSession.open(cheat[1].address, world.workload()) as session,
+        CoprocessorSession.open(cheat[1].address, world.workload(), verify_keys=[world.publisher.public]) as session,
         pytest.raises(AuthenticationError),
     ):
         session.attach(ADAPTER)
@@ -586,16 +624,23 @@ def test_tampered_manifest(world: World, cheat: tuple[Cheat, Server]) -> None:
 # Keys that vanish while they are used
 
 
+def closed_during(session: CoprocessorSession, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let another thread close the session's key while the engine's kernel `name` runs."""
+    assert session._link is not None
+    key, kernel = session._link.key.host, getattr(kernels, name)
+
+    def closed(*arguments: Any) -> Any:
+        threading.Thread(target=key.close, daemon=True).start()
+        while not key.closed:
+            time.sleep(0.001)
+        return kernel(*arguments)
+
+    monkeypatch.setattr(kernels, name, closed)
+
+
 def test_nothing_leaves_under_a_key_that_was_wiped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with session_with(world) as session:
-        encrypt = HostSession.encrypt
-
-        def wiped(key: HostSession, *arguments: Any) -> Any:
-            encrypted = encrypt(key, *arguments)
-            key.close()
-            return encrypted
-
-        monkeypatch.setattr(HostSession, "encrypt", wiped)
+        closed_during(session, "encrypt", monkeypatch)
         sent = session.stats.bytes_up
         assert fails(session.begin(ADAPTER, 0, "qkv", activations(1)))
         assert session.stats.bytes_up == sent and not session.healthy
@@ -604,14 +649,7 @@ def test_nothing_leaves_under_a_key_that_was_wiped(world: World, monkeypatch: py
 def test_no_delta_from_a_key_that_was_wiped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with session_with(world) as session:
         pending = session.begin(ADAPTER, 0, "qkv", activations(1))
-        decrypt = HostSession.decrypt
-
-        def wiped(key: HostSession, *arguments: Any) -> Any:
-            z = decrypt(key, *arguments)
-            key.close()
-            return z
-
-        monkeypatch.setattr(HostSession, "decrypt", wiped)
+        closed_during(session, "decrypt", monkeypatch)
         assert fails(pending)
 
 

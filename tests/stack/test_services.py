@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.attestor import settings as attestor
-from services.gateway import __main__ as gateway
+from services.gateway import settings as gateway
 from services.he_lora import settings as he_lora
 from services.inference import settings as inference
 from tensorguard.cli.demo_setup import ENGINE_OPTIONS

@@ -35,8 +35,8 @@ class AdapterConnection(BaseModel):
     attestor_thumbprint: str | None = None
     """RFC 7638 thumbprint of the attestor's signing key. Without it the first key seen is trusted."""
     tenant: str = "default"
-    publisher_keys: tuple[Path, ...] = ()
-    """Public keys that must have signed the adapter's manifest."""
+    publisher_keys: tuple[Path, ...] = Field(min_length=1)
+    """Public key files, one of which must have signed the adapter's manifest."""
     expected_digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Manifest digest (SHA-256, hex) the adapter must have; None accepts any that verifies."""
 
@@ -98,8 +98,10 @@ class TenSafeVLLMConfig(EngineOptions):
     """The encryption scheme; "ckks" is the only one."""
     adapter_name: str | None = Field(default=None, pattern=NAME_PATTERN)
     """Model name of the adapter, which is its package's id; None takes it from the package."""
-    require_attestation: bool = True
-    """False permits evidence of kind `simulated`; the attestation exchange itself is never skipped."""
+    require_attestation: bool | None = None
+    """True accepts evidence from TEE hardware only, False also evidence of kind `simulated`. None requires
+    hardware of services that are given by endpoint, and permits the embedded ones to simulate it, with a
+    warning. The attestation exchange itself is never skipped."""
     coprocessor_endpoint: str | None = None
     """gRPC endpoint of a running coprocessor; None starts one as a separate process."""
     attestor_endpoint: str | None = None
@@ -107,7 +109,8 @@ class TenSafeVLLMConfig(EngineOptions):
     attestor_thumbprint: str | None = None
     """RFC 7638 thumbprint the attestor's signing key must have."""
     publisher_keys: tuple[Path, ...] = ()
-    """Public key files that must have signed the package."""
+    """Public key files, one of which must have signed the package. Needed with `coprocessor_endpoint`; embedded
+    services also know the keys that `tensafe pack` remembered in `state_dir`."""
     tenant: str = "default"
     simulated_root_key: Path | None = None
     """Key file for simulated evidence. Embedded services make one of their own."""
@@ -155,10 +158,23 @@ class TenSafeVLLMConfig(EngineOptions):
             raise ConfigurationError(
                 "coprocessor_endpoint and attestor_endpoint go together; leave both out for embedded ones"
             )
+        if self.coprocessor_endpoint is not None and not self.publisher_keys:
+            raise ConfigurationError(
+                "coprocessor_endpoint needs publisher_keys: the public key file of who packed the adapter, to verify "
+                "what is served there"
+            )
         if self.adapter_name == self.base_name:
             raise ConfigurationError(
                 f"adapter_name {self.base_name!r} is the base model's name too; set another served_model_name"
             )
+
+    @property
+    def simulated_evidence_permitted(self) -> bool:
+        """What `require_attestation` means for where the services are."""
+        if self.require_attestation is None:
+            # Whoever starts the services on this machine already controls all that evidence would protect.
+            return self.coprocessor_endpoint is None
+        return not self.require_attestation
 
     def engine_options(self) -> EngineOptions:
         """The part of this configuration that concerns the base model's engine."""

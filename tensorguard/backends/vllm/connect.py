@@ -176,5 +176,5 @@ def groups_of(adapter: AttachedAdapter) -> tuple[AttachedGroup, ...]:
 def _simulated(who: str) -> str:
     return (
         f"{who} offers no evidence from TEE hardware, only simulated evidence, and "
-        "require_attestation=True refuses that; set require_attestation=False to permit it (for development)"
+        "required attestation does not accept that; set require_attestation=False to permit it (for development)"
     )

@@ -23,7 +23,7 @@ import structlog
 from tensorguard.backends.vllm.config import AdapterConnection, TenSafeVLLMConfig
 from tensorguard.backends.vllm.core import EngineCore
 from tensorguard.crypto.signatures import VerifyingKeys
-from tensorguard.errors import ConfigurationError, EvidenceRefusedError
+from tensorguard.errors import EvidenceRefusedError
 
 if TYPE_CHECKING:
     from tensorguard.stack.embedded import Embedded
@@ -130,7 +130,7 @@ class TenSafeAsyncEngine:
         return await EngineCore.start(
             config.engine_options(),
             [connection],
-            require_attestation=config.require_attestation,
+            require_attestation=not config.simulated_evidence_permitted,
             simulated_root_key=root_key,
             delta_timeout_seconds=config.delta_timeout_seconds,
         )
@@ -144,10 +144,6 @@ class TenSafeAsyncEngine:
         if config.tssp_package_path is not None:
             from tensorguard.package import open_manifest
 
-            if not config.publisher_keys:
-                raise ConfigurationError(
-                    "tssp_package_path with coprocessor_endpoint needs publisher_keys to verify it with"
-                )
             keys = [VerifyingKeys.read(path) for path in config.publisher_keys]
             verified = open_manifest(config.tssp_package_path, keys)
             name, digest = name or verified.manifest.package_id, verified.digest
@@ -164,11 +160,11 @@ class TenSafeAsyncEngine:
 
     def _start_embedded(self) -> tuple[AdapterConnection, Path]:
         config = self.config
-        if config.require_attestation:
+        if not config.simulated_evidence_permitted:
             raise EvidenceRefusedError(
                 "the embedded services have no evidence from TEE hardware, only simulated evidence, which "
-                "require_attestation=True refuses; set require_attestation=False to permit it (for "
-                "development), or give coprocessor_endpoint and attestor_endpoint"
+                "require_attestation=True refuses; leave it out or set require_attestation=False "
+                "to permit it (for development), or give coprocessor_endpoint and attestor_endpoint"
             )
         from tensorguard.stack.embedded import start_embedded
 

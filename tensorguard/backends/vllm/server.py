@@ -21,7 +21,7 @@ from tensorguard.backends.vllm.config import TenSafeVLLMConfig
 from tensorguard.errors import ConfigurationError, TenSafeError
 from tensorguard.package.publishers import DEFAULT_ATTESTOR_STATE
 from tensorguard.stack.command import prepare_command
-from tensorguard.stack.embedded import local_settings
+from tensorguard.stack.embedded import local_settings, warn_simulated
 from tensorguard.stack.launcher import Launcher
 from tensorguard.stack.packages import find_adapter
 from tensorguard.stack.progress import ConsoleProgress
@@ -67,7 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"attestor state in which the package's key is registered (default: {DEFAULT_ATTESTOR_STATE})",
     )
     parser.add_argument("--publisher-key", type=Path, action="append", default=[], help="public key of the signer")
-    parser.add_argument("--require-attestation", action="store_true", help="refuse simulated evidence")
+    parser.add_argument(
+        "--require-attestation",
+        action=argparse.BooleanOptionalAction,
+        help="refuse simulated evidence, the only kind there is when one command starts everything "
+        "(default: permitted, with a warning)",
+    )
     engine = parser.add_argument_group("engine (as vLLM names them)")
     engine.add_argument("--served-model-name")
     engine.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"))
@@ -83,22 +88,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check(options: argparse.Namespace) -> tuple[TenSafeVLLMConfig, dict[str, object]]:
     """The configuration these options mean. Raises ConfigurationError."""
-    if options.require_attestation:
-        raise ConfigurationError(
-            "--require-attestation needs TEE hardware and a real attestor; this command starts its own with "
-            "simulated evidence. Start the services one by one for that (docs/quickstart.md)"
-        )
     given = {name: getattr(options, name) for name in _ENGINE_OPTIONS if getattr(options, name) is not None}
     config = TenSafeVLLMConfig(
         model=options.model,
         tssp_package_path=options.he_lora_path,
         enable_he_lora=True,
-        require_attestation=False,
+        require_attestation=options.require_attestation,
         adapter_name=options.adapter_name,
         base_name_answers=options.base_name_answers,
         publisher_keys=tuple(options.publisher_key),
         **given,
     )
+    if not config.simulated_evidence_permitted:
+        raise ConfigurationError(
+            "--require-attestation needs TEE hardware and a real attestor; this command starts its own with "
+            "simulated evidence. Start the services one by one for that (docs/quickstart.md)"
+        )
     return config, given
 
 
@@ -116,6 +121,7 @@ def run(options: argparse.Namespace, console: Console) -> NoReturn:
         reflection=False,
     )
     adapter = find_adapter(options.he_lora_path, settings.attestor_state, config.adapter_name, config.publisher_keys)
+    warn_simulated()
     engine = EngineChoice(
         config.model,
         {

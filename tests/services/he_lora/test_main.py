@@ -26,6 +26,9 @@ from tensorguard.errors import (
     UnavailableError,
 )
 from tensorguard.evidence.development import initialise_development_state
+from tensorguard.evidence.policy import load_policy
+from tensorguard.package.manifest import ReleasePolicy
+from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
 from tests.support.coprocessor import TENANT, World, running_attestor
 
@@ -159,6 +162,29 @@ def test_package_the_attestor_does_not_know(world: World, tmp_path: Path) -> Non
         key_registrar=lambda **_: None,
     )
     assert type(refusal(world, packages=[tmp_path / "unregistered.tssp"])) is NotFoundError
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_package_that_names_a_policy(world: World, tmp_path: Path, same: bool) -> None:
+    policy = load_policy(world.state.policy_file)
+    pack_adapter(
+        world.folder / "adapter",
+        tmp_path / "named.tssp",
+        base_model_dir=world.folder / "model",
+        tenant=TENANT,
+        package_id=f"named-{same}".lower(),
+        sequence=1,
+        signing_keys=world.publisher,
+        key_registrar=PackageKeyRegistry(world.state.state_dir).register,
+        release_policy=ReleasePolicy(id=policy.id, sha256=policy.sha256 if same else "ab" * 32),
+    )
+    if same:
+        coprocessor = build_coprocessor(world.settings.model_copy(update={"packages": [tmp_path / "named.tssp"]}))
+        coprocessor.server.stop(0)
+        coprocessor.client.close()
+    else:
+        error = refusal(world, packages=[tmp_path / "named.tssp"])
+        assert type(error) is PackageError and policy.id in error.message and "--policy" in error.message
 
 
 def test_policy_that_does_not_know_this_code(world: World, tmp_path: Path) -> None:

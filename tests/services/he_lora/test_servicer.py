@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import os
+import time
 from typing import Any
 
 import grpc
@@ -26,6 +29,7 @@ from tensorguard.evidence.development import initialise_development_state
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
 from tensorguard.evidence.workload import Workload
+from tensorguard.observability.logging import configure_logging
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
 from tensorguard.rpc.status import from_rpc_error
 from tensorguard.session import frames
@@ -302,6 +306,27 @@ _WORKLOADS: dict[str, Any] = {}
 def _garbage_workload(world: World) -> Any:
     """One attested identity for all examples."""
     return _WORKLOADS.setdefault(world.endpoint, world.workload())
+
+
+def test_refused_frames_are_logged_once_for_each_reason(world: World) -> None:
+    stream = io.StringIO()
+    configure_logging("test", stream=stream)
+    with RawHost(world).opened() as host:
+        for _ in range(25):
+            assert not answered(host.evaluate(layer=50))
+            assert not answered(host.evaluate(plan=Plan(1, 7, 3)))
+        assert answered(host.evaluate()), "the session lives on"
+
+    def logged(event: str) -> list[dict[str, Any]]:
+        return [line for line in map(json.loads, stream.getvalue().splitlines()) if line["event"] == event]
+
+    deadline = time.monotonic() + 10
+    while not logged("evaluations refused in this session") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (total,) = logged("evaluations refused in this session")
+    assert sum(total["requests"].values()) == 50
+    lines = logged("evaluation refused")
+    assert sorted(line["reason"] for line in lines) == sorted(total["requests"])
 
 
 @pytest.mark.parametrize("cut", [41, 1000, 40_000])

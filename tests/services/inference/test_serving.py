@@ -110,7 +110,10 @@ async def served(environment: Path, adapters: dict[str, Path]) -> AsyncIterator[
         max_model_len=1024,
         listen="127.0.0.1:0",
         adapters=tuple(
-            AdapterConnection(name=name, coprocessor_endpoint="none", attestor_endpoint="none") for name in adapters
+            AdapterConnection(
+                name=name, coprocessor_endpoint="none", attestor_endpoint="none", publisher_keys=(Path("none"),)
+            )
+            for name in adapters
         ),
         _cli_parse_args=[],
     )

@@ -10,7 +10,12 @@ import pytest
 from services.inference.settings import load_settings
 from tensorguard.errors import ConfigurationError
 
-CONNECTION = {"name": "a", "coprocessor_endpoint": "127.0.0.1:1", "attestor_endpoint": "127.0.0.1:2"}
+CONNECTION = {
+    "name": "a",
+    "coprocessor_endpoint": "127.0.0.1:1",
+    "attestor_endpoint": "127.0.0.1:2",
+    "publisher_keys": ["publisher.pem"],
+}
 
 
 def test_environment_as_the_launcher_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +49,7 @@ def test_the_default_listens_on_loopback_and_wants_evidence() -> None:
         ("LISTEN", "nowhere", "listen"),
         ("ADAPTERS", "[{}]", "adapters"),
         ("ADAPTERS", "not json", "adapters"),
+        ("ADAPTERS", json.dumps([{**CONNECTION, "publisher_keys": []}]), "publisher_keys"),
         ("ADAPTERS", json.dumps([{**CONNECTION, "secret": "x"}]), "secret"),
         ("DTYPE", "int4", "dtype"),
         ("TENSOR_PARALLEL_SIZE", "2", "tensor_parallel_size"),
