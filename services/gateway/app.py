@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -25,6 +26,7 @@ from tensorguard.rpc.server import is_loopback
 from tensorguard.rpc.status import http_status, public_error
 
 _log = structlog.get_logger(__name__)
+_HEALTH = "/health"
 _RETRY_SECONDS = "2"
 _CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number, for the log
 
@@ -99,7 +101,7 @@ def build_app(
     """The whole HTTP application."""
     gateway = Gateway(settings, client, keys)
     routes = [
-        Route("/health", gateway.health, methods=["GET"]),
+        Route(_HEALTH, gateway.health, methods=["GET"]),
         Route("/v1/models", gateway.models, methods=["GET"]),
         Route("/v1/models/{name:path}", gateway.model, methods=["GET"]),
         Route("/v1/chat/completions", gateway.chat_completions, methods=["POST"]),
@@ -111,6 +113,11 @@ def build_app(
         ClientDisconnect: _client_gone,
     }
     return RequestContext(Starlette(routes=routes, exception_handlers=handlers), evidence)
+
+
+def _level(path: str, level: int = logging.INFO) -> int:
+    """Probes ask several times a second while services start; only what users ask is of interest."""
+    return logging.DEBUG if path == _HEALTH else level
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -126,7 +133,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _tensafe_error(request: Request, error: Exception) -> Response:
     shown = public_error(error)
     status = http_status(shown)
-    _log.warning("request_refused", reason=getattr(error, "reason", "internal"), status=status)
+    _log.log(
+        _level(request.url.path, logging.WARNING),
+        "request_refused",
+        reason=getattr(error, "reason", "internal"),
+        status=status,
+    )
     headers = {"retry-after": _RETRY_SECONDS} if status == 503 else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
@@ -170,7 +182,13 @@ class RequestContext:
                     (b"x-request-id", request_id.encode()),
                     (b"x-tensafe-evidence", kind.encode("ascii", "replace")),
                 ]
-                _log.info("answered", method=scope["method"], path=scope["path"][:256], status=message["status"])
+                _log.log(
+                    _level(scope["path"]),
+                    "answered",
+                    method=scope["method"],
+                    path=scope["path"][:256],
+                    status=message["status"],
+                )
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id), contextlib.ExitStack() as stack:

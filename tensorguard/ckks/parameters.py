@@ -70,6 +70,15 @@ class ParameterSet:
         """Largest Frobenius norm of a projection's integer weights: 2**w * sqrt(d_in * r_max)."""
         return float(2**self.weight_bits * math.sqrt(d_in * largest_rank))
 
+    def noise(self, norm_bound: float) -> float:
+        """Standard deviation of what encryption adds to one decrypted W·m, relative to |m|, in units of the integer
+        weights: the flood and the rounding of c1, both after the modulus switch (docs/protocol.md, "Precision").
+        """
+        dropped = self.modulus / self.primes[0]
+        flood = 2.0 ** (2 * self.flood_bits) / 3.0 / dropped**2
+        rounding = (1.0 + 2.0 * self.degree / 3.0) / 12.0
+        return math.sqrt(flood + rounding) * norm_bound / (0.45 * self.primes[0])
+
     def scale(self, norm_bound: float) -> int:
         """Δ: what one unit of the 2**30 fixed-point activation becomes in Z_q. No inner product can wrap (0.9
         q/2).

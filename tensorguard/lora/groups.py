@@ -30,8 +30,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 ERROR_BOUND = 2.0**-9
 """Worst-case error of z relative to |x| * |A'|_F / sqrt(d_in)."""
-ENCRYPTION_SHARE = 2.0**-14
-"""The part of it that encryption may contribute; rounding has the rest."""
+_TAIL = 6.0
+"""The norm of a Gaussian vector with r entries of deviation 1 exceeds sqrt(r) + 6 with probability below 2^-25
+(Laurent and Massart, "Adaptive estimation of a quadratic functional", 2000, lemma 1)."""
 
 MAX_SCALE_EXPONENT = 512
 
@@ -47,6 +48,8 @@ class WeightParameters(Protocol):
     def name(self) -> str: ...
 
     def norm_bound(self, d_in: int, largest_rank: int) -> float: ...
+
+    def noise(self, norm_bound: float) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,9 @@ class FactoredGroup:
     """Public bound on the Frobenius norm of every projection's integers: 2^w * sqrt(d_in * r_max)."""
     u: Mapping[str, Float32Array]
     """float32 [d_out, rank] by projection name."""
-    rounding_error: float
-    """Worst case over projections and inputs, relative to |x| * |A'|_F / sqrt(d_in). Not to be published."""
+    error: float
+    """Of z, by the rounding of the weights and by encryption, worst case over projections and inputs, relative to
+    |x| * |A'|_F / sqrt(d_in). Not to be published."""
 
     @property
     def rows(self) -> int:
@@ -121,8 +125,8 @@ def build_groups(
         progress(len(keys), len(keys))
     for parameters in parameter_sets:
         groups = tuple(round_group(*key, members, parameters) for key, members in zip(keys, factored, strict=True))
-        worst = max(groups, key=lambda group: group.rounding_error)
-        if worst.rounding_error <= ERROR_BOUND - ENCRYPTION_SHARE:
+        worst = max(groups, key=lambda group: group.error)
+        if worst.error <= ERROR_BOUND:
             return parameters, groups
     _check_error(worst, parameters)
     raise AssertionError("unreachable: the worst group is over the bound")
@@ -157,6 +161,7 @@ def round_group(
 ) -> FactoredGroup:
     """Stack the projections' weights as integers. The error is reported, not judged."""
     d_in = next(iter(factored.values())).weights.shape[1]
+    norm_bound = parameters.norm_bound(d_in, max(projection.rank for projection in factored.values()))
     infos, rows, errors, offset = [], [], [], 0
     for name, projection in factored.items():
         integers, exponent = round_weights(projection.weights, parameters.norm_bound(d_in, projection.rank))
@@ -170,7 +175,10 @@ def round_group(
             )
         )
         rows.append(integers)
-        errors.append(relative_rounding_error(projection.weights, integers, exponent))
+        errors.append(
+            relative_rounding_error(projection.weights, integers, exponent)
+            + relative_encryption_error(integers, parameters.noise(norm_bound))
+        )
         offset += projection.rank
     return FactoredGroup(
         layer=layer,
@@ -178,9 +186,9 @@ def round_group(
         d_in=d_in,
         projections=tuple(infos),
         integers=np.vstack(rows),
-        norm_bound=parameters.norm_bound(d_in, max(info.rank for info in infos)),
+        norm_bound=norm_bound,
         u={name: projection.u for name, projection in factored.items()},
-        rounding_error=max(errors),
+        error=max(errors),
     )
 
 
@@ -215,10 +223,18 @@ def relative_rounding_error(weights: Float64Array, integers: Int32Array, exponen
     return spectral * math.sqrt(weights.shape[1])
 
 
+def relative_encryption_error(integers: Int32Array, noise: float) -> float:
+    """Error of z by encryption, with `noise` the deviation of one row, relative as above; up to its far tail."""
+    rank, d_in = integers.shape
+    norm = float(np.linalg.norm(integers.astype(np.float64)))
+    if norm == 0.0:
+        return 0.0
+    return noise * (math.sqrt(rank) + _TAIL) * math.sqrt(d_in) / norm
+
+
 def _check_error(group: FactoredGroup, parameters: WeightParameters) -> None:
-    limit = ERROR_BOUND - ENCRYPTION_SHARE
-    if group.rounding_error > limit:
+    if group.error > ERROR_BOUND:
         raise PrivacyBoundError(
             f"rounding layer {group.layer} {group.group} under {parameters.name} can err by "
-            f"{group.rounding_error:.2e}, over the bound {limit:.2e}: use a set with more weight bits"
+            f"{group.error:.2e}, over the bound {ERROR_BOUND:.2e}: use a set with more weight bits"
         )

@@ -11,12 +11,14 @@ from tensorguard.ckks.parameters import PARAMETER_SETS, get_parameter_set
 from tensorguard.errors import PrivacyBoundError, UnsupportedAdapterError
 from tensorguard.lora.adapter import LoraModule
 from tensorguard.lora.groups import (
-    ENCRYPTION_SHARE,
     ERROR_BOUND,
     build_group,
     build_groups,
+    factor_group,
     group_keys,
+    relative_encryption_error,
     relative_rounding_error,
+    round_group,
     round_weights,
 )
 from tests.lora.test_factorisation import module, product
@@ -125,7 +127,7 @@ def test_weight_bits_rise_until_the_error_bound_holds() -> None:
     steps = []
     chosen, groups = build_groups(modules, SETS, lambda done, total: steps.append((done, total)))
     assert chosen.name in ("n4096-q90-w13", "n4096-q90-w14")
-    assert max(group.rounding_error for group in groups) <= ERROR_BOUND - ENCRYPTION_SHARE
+    assert max(group.error for group in groups) <= ERROR_BOUND
     assert steps == [(0, 2), (1, 2), (2, 2)]
 
 
@@ -135,6 +137,18 @@ def test_packing_refuses_when_no_set_is_exact_enough() -> None:
         build_groups(modules, SETS[:1])
 
 
+def test_encryption_counts_in_the_bound() -> None:
+    """A small rank beside a large one has less of the ring's room, so encryption errs more there."""
+    alone = round_group(0, "o", factor_group(0, "o", {(0, "o_proj"): module(4096, 64, 4)}), SETS[2])
+    beside = {(0, "gate_proj"): module(4096, 64, 4), (0, "up_proj"): module(4096, 128, 128, 1)}
+    group = round_group(0, "gate_up", factor_group(0, "gate_up", beside), SETS[2])
+    small = relative_encryption_error(group.integers[:4], SETS[2].noise(group.norm_bound))
+    large = relative_encryption_error(alone.integers, SETS[2].noise(alone.norm_bound))
+    # sqrt(128 / 4), up to how full the scales of the two are.
+    assert 2.5 < small / large < 12
+    assert group.error >= small
+
+
 def test_modules_that_change_nothing_are_allowed() -> None:
     modules = qkv()
     modules[0, "k_proj"].B[:] = 0
@@ -142,7 +156,7 @@ def test_modules_that_change_nothing_are_allowed() -> None:
     info = group.projections[1]
     assert info.scale_exponent == 0
     assert not group.integers[info.row_offset : info.row_offset + info.rank].any()
-    assert group.rounding_error <= ERROR_BOUND
+    assert group.error <= ERROR_BOUND
 
 
 def test_random_inputs_err_far_less_than_the_worst_one() -> None:
