@@ -2,7 +2,8 @@
 
 Fills the volumes with the demo model (operator), the attestor's development state and the sealed demo adapter
 (tenant), and what the parties exchange: the publisher's public key, the attestor's thumbprint, the simulated
-root, the API key's hash. A second run changes nothing that is there.
+root, the API key's hash. A second run keeps what is there and takes over a new API
+key; it may happen while services run, as some compose implementations do it.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ def say(text: str) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Readable by its owner only; all containers run as the same user."""
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_bytes(data)
+    """Readable by its owner only; all containers run as the same user. Never half there: others may be reading."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600)
+    fresh.write_bytes(data)
+    fresh.replace(path)
 
 
 def seal(model: Path) -> str:
@@ -83,12 +86,13 @@ def main() -> None:
     secret = GATEWAY / "inference-secret"
     if not secret.exists():
         write(secret, secrets.token_hex(32).encode())
-    keys_file = GATEWAY / "keys.json"
+    keys_file = GATEWAY / "keys.json.new"
     keys_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "services.gateway.keys", "import", "--plain-key"]
     command += ["--file", str(keys_file), "--tenant", TENANT]
     # Through standard input: arguments can be seen by others.
     subprocess.run(command, input=os.environ["TENSAFE_API_KEY"] + "\n", text=True, check=True)
+    keys_file.replace(GATEWAY / "keys.json")
     say("done")
 
 

@@ -42,3 +42,8 @@ trap finish EXIT
 echo "==> Starting the stack"
 "${compose[@]}" up -d --no-build
 "$PY" scripts/compose_client.py --port "$TENSAFE_PORT"
+if [ "${compose[0]}" != docker ]; then
+  # Where no systemd is there to run them, podman's health checks are only run by hand.
+  for service in attestor he_lora inference gateway; do podman healthcheck run "tensafe_${service}_1"; done
+  echo "==> All health checks pass"
+fi
