@@ -120,7 +120,9 @@ def run(options: argparse.Namespace, console: Console) -> NoReturn:
         gateway_admin_port=0,
         reflection=False,
     )
-    adapter = find_adapter(options.he_lora_path, settings.attestor_state, config.adapter_name, config.publisher_keys)
+    adapter = find_adapter(
+        options.he_lora_path, settings.attestor_state, config.adapter_name, config.publisher_keys, config.model
+    )
     warn_simulated()
     engine = EngineChoice(
         config.model,
