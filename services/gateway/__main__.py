@@ -16,7 +16,7 @@ def main() -> int:
     try:
         asyncio.run(serve(load_settings(sys.argv[1:])))
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     return 0
 

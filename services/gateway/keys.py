@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
             plain_key = sys.stdin.readline().strip()
             add_key(options.file, tenant=options.tenant, models=models, plain_key=plain_key)
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     return 0
 

@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings, demo = prepare(options, console)
         numbers = run(settings, demo, options.cache_dir, console)
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

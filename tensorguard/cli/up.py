@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             down(options, console)
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         model = ReferenceModel(options.model, options.adapter)
         answers = answer_all(model, prompts, options.max_tokens, options.ignore_eos, _report)
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     options.json.write_text(json.dumps([asdict(answer) for answer in answers]) + "\n", encoding="utf-8")
     return 0

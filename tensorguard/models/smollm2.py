@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         path = prepare_smollm2(options.cache, lambda line: print(line, file=sys.stderr, flush=True))
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     print(path)
     return 0

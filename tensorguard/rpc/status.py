@@ -108,4 +108,5 @@ def from_rpc_error(error: grpc.RpcError, endpoint: str = "") -> TenSafeError:
     kind = _BY_CODE.get(code, errors.InternalError) if code is not None else errors.InternalError
     label = code.name if code is not None else "unknown status"
     where = f"{endpoint}: " if endpoint else ""
-    return kind(f"{where}{message or 'the call failed'} ({label})")
+    advice = ": is it running, is the address right?" if endpoint and kind is errors.UnavailableError else ""
+    return kind(f"{where}{message or 'the call failed'} ({label}){advice}")

@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(options, Console(stderr=True))
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0
