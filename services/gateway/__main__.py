@@ -12,6 +12,7 @@ from tensorguard.observability.logging import configure_logging
 
 
 def main() -> int:
+    """Serve until SIGTERM or SIGINT; 1 with one line on stderr when it cannot start."""
     configure_logging("gateway")
     try:
         asyncio.run(serve(load_settings(sys.argv[1:])))

@@ -155,7 +155,7 @@ def _report(line: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; the answers go to the --json file, progress to standard error."""
-    parser = argparse.ArgumentParser(prog="python -m tensorguard.models.reference")
+    parser = argparse.ArgumentParser(prog="python -m tensorguard.models.reference", allow_abbrev=False)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face model folder")
     parser.add_argument("--adapter", type=Path, help="PEFT adapter folder; without it the base model answers")
     parser.add_argument("--prompts", type=Path, required=True, help="JSON list of prompts")

@@ -210,7 +210,9 @@ def _sha256(path: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: print the folder's path on standard output, progress on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m tensorguard.models.smollm2", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tensorguard.models.smollm2", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--cache", type=Path, required=True, help="directory to keep the converted model in")
     options = parser.parse_args(arguments)
     try:
