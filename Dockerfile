@@ -4,7 +4,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USE
 WORKDIR /app
 # The same user everywhere, so that files in shared volumes can stay readable by their owner only.
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin tensafe \
-    && mkdir -p /attestor /packages /trust /models /gateway /cache \
+    && mkdir -p /packages /models /cache && mkdir -p -m 700 /attestor /trust /gateway \
     && chown tensafe:tensafe /attestor /packages /trust /models /gateway /cache
 
 FROM source AS service

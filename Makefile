@@ -1,4 +1,4 @@
-# TenSafe. `make help` lists the targets. Everything lands in .venv, .cache and .state of this checkout.
+# TenSafe. `make help` lists the targets. Everything lands in .venv, .venv310, .cache and .state of this checkout.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -7,11 +7,14 @@ MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 ARGS ?=
+# What the coprocessor is made of; this runs on Python 3.10 too.
+COPROCESSOR_TESTS := $(addprefix tests/,ckks crypto evidence lora observability package rpc session \
+	services/attestor services/he_lora test_architecture.py test_settings.py)
 
-.PHONY: help setup model test test-e2e test-all lint format protos demo up down demo-adapter bench compose-test clean
+.PHONY: help setup model test test-e2e test-all test-coprocessor-310 lint format protos demo up down demo-adapter bench compose-test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
 
 setup: ## prepare .venv (minutes the first time, no time after that)
 	@scripts/setup.sh
@@ -27,6 +30,10 @@ test-e2e: model ## the tests that start vLLM and several processes
 
 test-all: model ## all tests
 	$(PYTEST) $(ARGS)
+
+test-coprocessor-310: ## the fast tests of the coprocessor and the attestor on Python 3.10 (skipped without one)
+	@scripts/setup_310.sh
+	@if [ -d .venv310 ]; then .venv310/bin/python -m pytest -m "not e2e" $(COPROCESSOR_TESTS) $(ARGS); else echo "skipped: no Python 3.10"; fi
 
 lint: setup ## style, types, protobuf rules and drift of the generated stubs
 	$(PY) -m ruff check .
@@ -61,4 +68,4 @@ compose-test: setup ## build the images, start them with compose, run the client
 	scripts/compose_test.sh $(ARGS)
 
 clean: down ## remove the environment, caches and local state
-	rm -rf .venv .cache .state .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv310 .cache .state .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,18 +1,30 @@
-"""The OpenAI client test that `make compose-test` runs against the composed stack."""
+"""The OpenAI client test that `make compose-test` runs against the composed stack.
+
+The adapter's answer, streamed and not, must equal that of unmodified PEFT in plaintext, token by token.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
+from tensorguard.models.smollm2 import prepare_smollm2
+
 BASE, ADAPTER = "SmolLM2-135M-Instruct", "demo"
-QUESTION = "Tell me about the sea."
+TOKENS = 48
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me about the sea."}]
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def wait_ready(client: openai.OpenAI, seconds: float) -> None:
@@ -32,13 +44,28 @@ def wait_ready(client: openai.OpenAI, seconds: float) -> None:
             return
 
 
-def ask(client: openai.OpenAI, model: str, stream: bool) -> str:
-    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
+def ask(client: openai.OpenAI, model: str, stream: bool) -> list[int]:
+    """Token ids of the greedy answer."""
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": TOKENS}
+    options["extra_body"] = {"return_token_ids": True, "ignore_eos": True}
     if not stream:
-        answer = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=48)
-        return answer.choices[0].message.content or ""
-    chunks = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=48, stream=True)
-    return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+        answer: Any = client.chat.completions.create(model=model, messages=MESSAGES, **options)
+        return list(answer.choices[0].token_ids)
+    chunks: Any = client.chat.completions.create(model=model, messages=MESSAGES, stream=True, **options)
+    return [token for chunk in chunks for choice in chunk.choices for token in getattr(choice, "token_ids", None) or []]
+
+
+def reference() -> list[int]:
+    """What PEFT answers from the original safetensors, in a process of its own."""
+    model = prepare_smollm2(ROOT / ".cache" / "models", lambda line: print(line, file=sys.stderr))
+    with tempfile.TemporaryDirectory() as folder:
+        prompts, answers = Path(folder) / "prompts.json", Path(folder) / "answers.json"
+        prompts.write_text(json.dumps([{"messages": MESSAGES}]))
+        command = [sys.executable, "-m", "tensorguard.models.reference", "--model", str(model)]
+        command += ["--adapter", str(ROOT / "examples" / "demo_adapter" / "adapter"), "--prompts", str(prompts)]
+        command += ["--max-tokens", str(TOKENS), "--ignore-eos", "--json", str(answers)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        return list(json.loads(answers.read_text())[0]["token_ids"])
 
 
 def closed(port: int) -> bool:
@@ -58,9 +85,9 @@ def main() -> None:
     names = {model.id for model in client.models.list()}
     assert {BASE, ADAPTER} <= names, names
     base, adapted, streamed = (ask(client, *which) for which in ((BASE, False), (ADAPTER, False), (ADAPTER, True)))
-    print(f"base:    {base!r}\nadapter: {adapted!r}")
     assert adapted == streamed, "the streamed answer differs"
     assert adapted != base, "the adapter changes nothing"
+    assert adapted == reference(), "the adapter's answer is not the plaintext adapter's"
     try:
         openai.OpenAI(base_url=url, api_key="sk-wrong", max_retries=0).models.list()
     except openai.AuthenticationError:
@@ -69,7 +96,7 @@ def main() -> None:
         raise SystemExit("a wrong API key was accepted")
     for port in (7401, 7402, 7403, 7404):
         assert closed(port), f"port {port} is published"
-    print("compose test passed")
+    print(f"compose test passed: {TOKENS} adapted tokens equal the plaintext reference and differ from the base model")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def read_float_tensors(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.floa
 
 def _to_float32(name: str, entry: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
     raw, kind = entry["data"], entry["dtype"]
+    shape: list[int] = entry["shape"]
     if kind == "F32":
         values = np.frombuffer(raw, dtype="<f4")
     elif kind == "F16":
@@ -48,4 +49,4 @@ def _to_float32(name: str, entry: dict[str, Any]) -> np.ndarray[Any, np.dtype[np
         raise UnsupportedAdapterError(f"{name} has type {kind}; float32, float16 and bfloat16 are supported")
     if not np.isfinite(values).all():
         raise UnsupportedAdapterError(f"{name} holds NaN or infinite values")
-    return values.reshape(entry["shape"])
+    return values.reshape(shape)

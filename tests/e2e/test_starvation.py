@@ -42,7 +42,7 @@ async def stream(
     )
     async for chunk in chunks:
         for choice in chunk.choices:
-            tokens += choice.token_ids or []
+            tokens += getattr(choice, "token_ids", None) or []  # the first chunk has none
         if len(tokens) >= TOKENS_BEFORE:
             started.set()
 

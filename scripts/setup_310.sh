@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Prepare .venv310, the coprocessor's environment on Python 3.10 (run by `make test-coprocessor-310`). Without a Python 3.10
+# it says so, prepares nothing and succeeds; a second run with nothing new takes no time.
+#   PYTHON310=/path/to/python3.10   the interpreter to build the environment with
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+VENV=.venv310
+STAMP="$VENV/.tensafe-setup"
+
+say() { printf '%s\n' "==> $*"; }
+fail() { printf '%s\n' "error: $*" >&2; exit 1; }
+
+is_310() { "$1" -c 'import sys; raise SystemExit(sys.version_info[:2] != (3, 10))' 2>/dev/null; }
+
+find_python() {
+  if [ -n "${PYTHON310:-}" ]; then
+    is_310 "$PYTHON310" || fail "PYTHON310=$PYTHON310 is not a Python 3.10"
+    echo "$PYTHON310"
+    return
+  fi
+  # pyenv puts only the chosen versions on PATH, and leaves shims there that refuse for the others.
+  for candidate in python3.10 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*/bin/python; do
+    if is_310 "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+  done
+}
+
+python=$(find_python)
+if [ -z "$python" ]; then
+  rm -rf "$VENV" # one left from an interpreter that is gone
+  say "No Python 3.10 on PATH or in pyenv: nothing is tested on it (pyenv install 3.10, or set PYTHON310)"
+  exit 0
+fi
+wanted=$({ "$python" -c 'import sys; print(sys.version)'; cat pyproject.toml constraints.txt scripts/setup_310.sh; } | sha256sum | cut -d' ' -f1)
+if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$wanted" ] && [ -x "$VENV/bin/python" ]; then
+  say "$VENV is up to date"
+  exit 0
+fi
+say "Creating $VENV with $("$python" --version)"
+rm -rf "$VENV"
+"$python" -m venv "$VENV" || fail "$VENV could not be created: on Debian and Ubuntu, apt-get install python3.10-venv"
+# tests/test_architecture.py loads every service that runs without vLLM, the gateway too.
+"$VENV/bin/python" -m pip install -c constraints.txt -e '.[gateway,test]' || fail "installation failed; the lines above say why"
+echo "$wanted" > "$STAMP"
+say "Ready: $VENV"
