@@ -15,6 +15,11 @@ class TenSafeError(Exception):
         super().__init__(message)
         self.message = message
 
+    @property
+    def line(self) -> str:
+        """What a command prints on standard error before it exits."""
+        return f"error: {self.message} [{self.reason}]"
+
 
 class ConfigurationError(TenSafeError):
     """An option is unknown, contradictory or names something that is not there."""

@@ -17,6 +17,10 @@ Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-
 
 _Settings = TypeVar("_Settings", bound=BaseSettings)
 
+_PREFIXES = tuple(f"TENSAFE_{name}_" for name in ("ATTESTOR", "GATEWAY", "HE_LORA", "INFERENCE", "STACK"))
+# docker-compose.yml's own, which a shell that also starts other commands may have set.
+_COMPOSE = frozenset({"TENSAFE_API_KEY", "TENSAFE_PORT"})
+
 
 def service_settings(name: str) -> SettingsConfigDict:
     """`model_config` of the settings of `services.<name>`."""
@@ -39,14 +43,17 @@ def load_service_settings(kind: type[_Settings], arguments: list[str]) -> _Setti
 def load(kind: type[_Settings], /, **options: Any) -> _Settings:
     """Settings from `options` and, where those are silent, the environment.
 
-    Raises ConfigurationError that names the option and the variable, without repeating the value. A variable with
-    the settings' prefix that no option has is an error too: a misspelt restriction must not become a missing one.
+    Raises ConfigurationError that names the option and the variable, without repeating the value. A TENSAFE_ variable
+    that no option of these settings has and that no other service reads is an error too: a misspelt restriction must
+    not become a missing one.
     """
     prefix = kind.model_config["env_prefix"]
     known = {f"{prefix}{name}".upper() for name in kind.model_fields}
-    unknown = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
-    if unknown:
-        raise ConfigurationError(f"unknown environment variable {', '.join(unknown)}")
+    if unknown := sorted(name for name in os.environ if _is_unknown(name.upper(), prefix, known)):
+        raise ConfigurationError(
+            f"unknown environment variable {', '.join(unknown)}: correct the name, or remove it; the variables are "
+            f"{prefix} followed by an option's name"
+        )
     try:
         return kind(**options)
     except ValidationError as error:
@@ -54,6 +61,13 @@ def load(kind: type[_Settings], /, **options: Any) -> _Settings:
     except ValueError as error:
         # A list that is not JSON. pydantic-settings names the option, and has the value only in the cause.
         raise ConfigurationError(f"settings: {error}") from None
+
+
+def _is_unknown(name: str, prefix: str, known: set[str]) -> bool:
+    """Whether nobody reads this variable. Services may share an environment: each judges its own variables."""
+    if name.startswith(prefix):
+        return name not in known
+    return name.startswith("TENSAFE_") and not name.startswith(_PREFIXES) and name not in _COMPOSE
 
 
 def _problems(error: ValidationError, prefix: str) -> list[str]:

@@ -51,6 +51,24 @@ def test_unknown_variables_are_refused_by_name(
         load([])
 
 
+@pytest.mark.parametrize("name", ["TENSAFE_REFLECTION", "TENSAFE_HELORA_TENANT", "tensafe_infrence_dtype"])
+def test_variables_that_no_service_reads_are_refused_by_name(
+    service: tuple[str, Load], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(ConfigurationError, match=f"unknown environment variable {name}"):
+        service[1]([])
+
+
+def test_services_may_share_an_environment(service: tuple[str, Load], monkeypatch: pytest.MonkeyPatch) -> None:
+    for prefix, (_, needed) in LOADERS.items():
+        for name, value in needed.items():
+            monkeypatch.setenv(f"TENSAFE_{prefix}_{name}", value)
+    for name in ("TENSAFE_STACK_PORT", "TENSAFE_API_KEY", "TENSAFE_PORT"):
+        monkeypatch.setenv(name, "1")
+    service[1]([])
+
+
 def test_wrong_values_are_named_and_not_repeated(service: tuple[str, Load], monkeypatch: pytest.MonkeyPatch) -> None:
     prefix, load = service
     monkeypatch.setenv(f"{prefix}LISTEN", "hunter2 hunter2")

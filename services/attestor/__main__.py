@@ -21,7 +21,7 @@ def main() -> int:
         attestor.server.start()
         serve_until_signalled(attestor.server, attestor.close)
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     return 0
 

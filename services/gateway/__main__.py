@@ -12,11 +12,12 @@ from tensorguard.observability.logging import configure_logging
 
 
 def main() -> int:
+    """Serve until SIGTERM or SIGINT; 1 with one line on stderr when it cannot start."""
     configure_logging("gateway")
     try:
         asyncio.run(serve(load_settings(sys.argv[1:])))
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     return 0
 

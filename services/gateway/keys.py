@@ -180,13 +180,15 @@ def add_key(path: Path, *, tenant: str, models: tuple[str, ...] = (ANY_MODEL,), 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: `create` prints a new key once, `import` reads a chosen key from standard input."""
-    parser = argparse.ArgumentParser(prog="python -m services.gateway.keys", description="Manage API keys.")
+    parser = argparse.ArgumentParser(
+        prog="python -m services.gateway.keys", description="Manage API keys.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("create", "make a random key and print it (it is shown once)"),
         ("import", "add a key read from standard input (development)"),
     ):
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, allow_abbrev=False)
         command.add_argument("--file", type=Path, required=True)
         command.add_argument("--tenant", required=True)
         command.add_argument("--model", action="append", default=None, help="allowed model name; default: all")
@@ -206,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
             plain_key = sys.stdin.readline().strip()
             add_key(options.file, tenant=options.tenant, models=models, plain_key=plain_key)
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     return 0
 

@@ -21,7 +21,7 @@ def main() -> int:
         coprocessor.start()
         serve_until_signalled(coprocessor.server, coprocessor.close)
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     return 0
 

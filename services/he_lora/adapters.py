@@ -74,11 +74,16 @@ class AdapterStore:
     def get(self, name: str) -> ServedAdapter:
         """Raises NotFoundError for an unknown adapter and LeaseExpiredError for one whose lease is over."""
         with self._lock:
-            adapter = self._adapters.get(name)
+            adapter, served = self._adapters.get(name), ", ".join(self._adapters)
         if adapter is None:
-            raise NotFoundError("no such adapter is served here")
+            raise NotFoundError(
+                f"adapter {name!r:.100} is not served here (served: {served or 'none'}): correct the name, or see in "
+                "the coprocessor's log why it was dropped"
+            )
         if adapter.meter.expired:
-            raise LeaseExpiredError("the lease on this adapter is over")
+            raise LeaseExpiredError(
+                "the lease on this adapter is over: see in the coprocessor's log why the attestor did not renew it"
+            )
         return adapter
 
     def drop(self, name: str) -> None:

@@ -54,7 +54,8 @@ class PackageOpener:
         manifest = verified.manifest
         if manifest.tenant != self.tenant:
             raise ConfigurationError(
-                f"{path} belongs to tenant {manifest.tenant}, but this coprocessor serves {self.tenant}"
+                f"{path} belongs to tenant {manifest.tenant}, but this coprocessor serves {self.tenant}: "
+                f"set --tenant {manifest.tenant}, or leave the package out"
             )
         workload = Workload(
             self.client,

@@ -31,7 +31,7 @@ def main() -> int:
         configure_logging("inference", level=settings.log_level)
         asyncio.run(serve(settings))
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0

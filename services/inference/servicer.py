@@ -122,9 +122,10 @@ class InferenceServicer:
             task, self._asking = self._asking, None
             try:
                 self._status = task.result()
-            except TenSafeError:
+            except TenSafeError as error:
                 if self._status is None:
                     raise
+                log.warning("status_is_old", reason=error.reason, cause=error.message)
         assert self._status is not None
         return self._status
 

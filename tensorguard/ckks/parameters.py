@@ -13,7 +13,6 @@ from types import MappingProxyType
 
 from tensorguard.errors import ConfigurationError
 
-RESIDUE_BITS = 30
 MANTISSA_BITS = 30
 """Fixed-point bits of one normalised activation."""
 

@@ -36,12 +36,12 @@ def verify(
     try:
         result = verify_audit_log(log, _load_keys(keys), expected=_parse_head(head))
     except ConfigurationError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(error.line, err=True)
         raise typer.Exit(2) from None
     except TenSafeError as error:
         if as_json:
             typer.echo(json.dumps({"verified": False, "reason": error.reason, "message": error.message}))
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(error.line, err=True)
         raise typer.Exit(3) from None
     signatures = "checked" if keys is not None else "not checked (no --keys)"
     if as_json:

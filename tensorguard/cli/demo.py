@@ -247,7 +247,7 @@ def run(settings: StackSettings, demo: Demo, cache: Path, console: Console) -> d
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: 0 when identical to the reference and different from the base model, else 1."""
-    parser = argparse.ArgumentParser(prog="tensafe demo", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m tensorguard.cli.demo", description=__doc__, allow_abbrev=False)
     options = add_options(parser).parse_args(arguments)
     prepare_command()
     console = Console(stderr=True)
@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings, demo = prepare(options, console)
         numbers = run(settings, demo, options.cache_dir, console)
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

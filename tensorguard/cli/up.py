@@ -158,7 +158,7 @@ def down(options: argparse.Namespace, console: Console) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Command line: `up`, `down`, and `serve`, which is what `up` runs in the background."""
     given = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="tensafe", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m tensorguard.cli.up", description=__doc__, allow_abbrev=False)
     parser.add_argument("command", choices=("up", "down", "serve"))
     options = add_options(parser).parse_args(given)
     prepare_command()
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             down(options, console)
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -178,7 +178,9 @@ class TokenVerifier:
         if claims.iat > now + self._leeway:
             raise TokenError("the token is from the future; check both machines' clocks")
         if now >= claims.exp + self._leeway:
-            raise TokenExpiredError("the token has expired; attest again")
+            raise TokenExpiredError(
+                f"the token expired {now - claims.exp:.0f} s ago; attest again, and check both machines' clocks"
+            )
 
 
 def _base64url(data: bytes) -> str:

@@ -8,8 +8,6 @@ from tensorguard.evidence import transcript
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.identity import PublicIdentity
 
-REPORT_DATA_BYTES = 64
-
 
 def report_data(
     nonce: bytes,

@@ -30,6 +30,8 @@ _KEY = re.compile(
     r"(?P<projection>[a-z_]+))\.lora_(?P<half>[AB])\.weight\Z"
 )
 
+_SAVE_AGAIN = "save the adapter again with PEFT's save_pretrained"
+
 Float32Array = np.ndarray[Any, np.dtype[np.float32]]
 ModuleKey = tuple[int, str]
 """(layer number, projection name), such as (0, "q_proj")."""
@@ -118,7 +120,10 @@ class LoraAdapter:
             present = {layer for layer, _ in self.modules}
             missing = sorted(set(range(count)) - present)
             if missing:
-                raise MissingWeightsError(f"the adapter has no weights for layer {missing[0]} of the base model")
+                raise MissingWeightsError(
+                    f"the adapter has no weights for layer {missing[0]} of the base model: name its layers in "
+                    f"layers_to_transform, or {_SAVE_AGAIN}"
+                )
 
 
 def _pair(tensors: Mapping[str, Float32Array], config: AdapterConfig) -> dict[ModuleKey, LoraModule]:
@@ -142,7 +147,7 @@ def _pair(tensors: Mapping[str, Float32Array], config: AdapterConfig) -> dict[Mo
 def _module(path: str, halves: Mapping[str, Float32Array], config: AdapterConfig) -> LoraModule:
     for half in ("A", "B"):
         if half not in halves:
-            raise MissingWeightsError(f"{path} has no lora_{half}.weight")
+            raise MissingWeightsError(f"{path} has no lora_{half}.weight: {_SAVE_AGAIN}")
     a, b = halves["A"], halves["B"]
     rank = config.rank_of(path)
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank or 0 in a.shape + b.shape:
@@ -163,10 +168,14 @@ def _check_complete(modules: Mapping[ModuleKey, LoraModule], config: AdapterConf
         if projection not in _PARENTS:
             raise UnsupportedAdapterError(f"target module {target!r:.100} cannot be adapted; use {', '.join(_PARENTS)}")
         if not found:
-            raise MissingWeightsError(f"target module {target} has no weights in adapter_model.safetensors")
+            raise MissingWeightsError(
+                f"target module {target} has no weights in adapter_model.safetensors: {_SAVE_AGAIN}"
+            )
         # A name without a layer number means that projection in every adapted layer.
         if not re.search(r"\d", target) and found != layers:
-            raise MissingWeightsError(f"target module {target} has no weights in layer {min(layers - found)}")
+            raise MissingWeightsError(
+                f"target module {target} has no weights in layer {min(layers - found)}: {_SAVE_AGAIN}"
+            )
 
 
 def _projection_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

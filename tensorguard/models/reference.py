@@ -155,7 +155,7 @@ def _report(line: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; the answers go to the --json file, progress to standard error."""
-    parser = argparse.ArgumentParser(prog="python -m tensorguard.models.reference")
+    parser = argparse.ArgumentParser(prog="python -m tensorguard.models.reference", allow_abbrev=False)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face model folder")
     parser.add_argument("--adapter", type=Path, help="PEFT adapter folder; without it the base model answers")
     parser.add_argument("--prompts", type=Path, required=True, help="JSON list of prompts")
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         model = ReferenceModel(options.model, options.adapter)
         answers = answer_all(model, prompts, options.max_tokens, options.ignore_eos, _report)
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     options.json.write_text(json.dumps([asdict(answer) for answer in answers]) + "\n", encoding="utf-8")
     return 0

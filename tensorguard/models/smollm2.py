@@ -210,13 +210,15 @@ def _sha256(path: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: print the folder's path on standard output, progress on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m tensorguard.models.smollm2", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tensorguard.models.smollm2", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--cache", type=Path, required=True, help="directory to keep the converted model in")
     options = parser.parse_args(arguments)
     try:
         path = prepare_smollm2(options.cache, lambda line: print(line, file=sys.stderr, flush=True))
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     print(path)
     return 0

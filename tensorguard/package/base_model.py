@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tensorguard.errors import BaseModelMismatchError
-from tensorguard.models.identity import BaseModelIdentity
+from tensorguard.models.identity import BaseModelIdentity, base_model_identity
 from tensorguard.package.manifest import BaseModelReference, Manifest
 
 
@@ -27,3 +29,14 @@ def check_base_model(manifest: Manifest, identity: BaseModelIdentity) -> None:
             f"{identity.name} has another {' and another '.join(differences)}. Serve the model it was made "
             "for, or pack the adapter for this one"
         )
+
+
+def check_base_model_folder(manifest: Manifest, model: str) -> None:
+    """`check_base_model` before anything is started, which is minutes earlier than the engine's own check.
+
+    A name on the Hugging Face hub is left to the engine, which has the files then. Raises ConfigurationError too, for
+    a folder that holds no model.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        check_base_model(manifest, base_model_identity(folder))

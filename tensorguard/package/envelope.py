@@ -90,7 +90,10 @@ def verify_envelope(envelope: bytes, trusted: VerifyingKeys | Sequence[Verifying
     signer = next((key for key in keys if key.key_id == key_id), None)
     if signer is None:
         known = ", ".join(key.key_id[:16] for key in keys) or "none"
-        raise PackageError(f"the package is signed by key {key_id[:16]}, which is not trusted here (trusted: {known})")
+        raise PackageError(
+            f"the package is signed by key {key_id[:16]}, which is not trusted here (trusted: {known}): give the "
+            "public key file of who packed it, if you trust them"
+        )
     signer.verify(PAYLOAD_TYPE, manifest, signature)
     return VerifiedManifest(parse_manifest(manifest), hashlib.sha256(manifest).hexdigest(), key_id, envelope)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -53,16 +54,16 @@ def open_manifest(path: Path | str, verify_keys: VerifyingKeys | Sequence[Verify
     Raises PackageError (unknown signer, malformed, contract broken), PackageTamperedError (signature, or the
     file does not end where the manifest says) or PrivacyBoundError.
     """
-    with open_package(path) as stream:
+    with open_package(path) as stream, _named(path):
         verified = verify_envelope(read_envelope(stream), verify_keys)
         check_size(stream, verified.envelope, verified.manifest)
-    check_contract(verified.manifest)
+        check_contract(verified.manifest)
     return verified
 
 
 def verify_parts(path: Path | str, verified: VerifiedManifest) -> None:
     """Check the hashes of all parts, without the content key. Raises PackageTamperedError."""
-    with open_package(path) as stream:
+    with open_package(path) as stream, _named(path):
         _seek_parts(stream, verified)
         for part in verified.manifest.parts:
             _read_part(stream, part)
@@ -88,9 +89,10 @@ def read_adapter(
     parameters = check_contract(manifest, privacy_bound_log2)
     if key_id(content_key) != manifest.key_id:
         raise PackageKeyError(
-            f"this is not the content key of {manifest.tenant}/{manifest.package_id} sequence {manifest.sequence}"
+            f"this is not the content key of {manifest.tenant}/{manifest.package_id} sequence {manifest.sequence}: ask "
+            "the attestor that the package was registered with, or pack the adapter again under a new sequence"
         )
-    with open_package(path) as stream:
+    with open_package(path) as stream, _named(path):
         _seek_parts(stream, verified)
         plain = {part.role: _decrypt(content_key, manifest, part, _read_part(stream, part)) for part in manifest.parts}
     integers = decode_weights(manifest, plain["weights"])
@@ -112,6 +114,17 @@ def read_adapter(
 def key_id(content_key: bytes) -> str:
     """The public name of a content key: 16 bytes, hex, derived from it by HKDF-SHA256."""
     return derive_key(content_key, b"tssp/v1/key-id")[:16].hex()
+
+
+@contextmanager
+def _named(path: Path | str) -> Iterator[None]:
+    """Name the file in errors about its content: a coprocessor is given several."""
+    try:
+        yield
+    except PackageTamperedError as error:
+        raise PackageTamperedError(f"{path}: {error}; get the file again from who packed it") from None
+    except PackageError as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def _seek_parts(stream: BinaryIO, verified: VerifiedManifest) -> None:

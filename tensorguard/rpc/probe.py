@@ -36,7 +36,7 @@ def http_healthy(url: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("address", help="host:port of a gRPC server, or a URL with --http")
     parser.add_argument("--http", action="store_true", help="the address is a URL that must answer 200")
     options = parser.parse_args()

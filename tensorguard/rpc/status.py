@@ -94,6 +94,12 @@ def wire_form(error: TenSafeError) -> tuple[grpc.StatusCode, str, tuple[tuple[st
     return status_of(error).code, error.message[:_LONGEST_MESSAGE], ((REASON_KEY, error.reason),)
 
 
+def error_of(reason: str, message: str) -> TenSafeError | None:
+    """The error with this reason code, as it was raised in another process; None for a reason nobody published."""
+    kind = _BY_REASON.get(reason)
+    return None if kind is None else kind(message)
+
+
 def from_rpc_error(error: grpc.RpcError, endpoint: str = "") -> TenSafeError:
     """The TenSafe error behind a failed call, restored from its reason, else judged by its status code.
 
@@ -103,9 +109,10 @@ def from_rpc_error(error: grpc.RpcError, endpoint: str = "") -> TenSafeError:
     message: str = (error.details() or "") if hasattr(error, "details") else ""
     trailing: Any = (error.trailing_metadata() or ()) if hasattr(error, "trailing_metadata") else ()
     reason = next((value for key, value in trailing if key == REASON_KEY), None)
-    if isinstance(reason, str) and reason in _BY_REASON:
-        return _BY_REASON[reason](message)
+    if isinstance(reason, str) and (restored := error_of(reason, message)) is not None:
+        return restored
     kind = _BY_CODE.get(code, errors.InternalError) if code is not None else errors.InternalError
     label = code.name if code is not None else "unknown status"
     where = f"{endpoint}: " if endpoint else ""
-    return kind(f"{where}{message or 'the call failed'} ({label})")
+    advice = ": is it running, is the address right?" if endpoint and kind is errors.UnavailableError else ""
+    return kind(f"{where}{message or 'the call failed'} ({label}){advice}")

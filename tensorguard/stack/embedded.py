@@ -45,16 +45,18 @@ def start_embedded(
     adapter_name: str | None = None,
     state_dir: Path | None = None,
     publisher_keys: tuple[Path, ...] = (),
+    base_model: str | None = None,
     progress: Progress | None = None,
 ) -> Embedded:
     """Start an attestor with the state in `state_dir` and a coprocessor for `package`, on free ports.
 
     Their evidence is simulated, which is logged as a warning.
     Raises ConfigurationError when the package's content key is not registered in `state_dir`, PackageError
-    when the package does not verify, UnavailableError when a service does not start (with the end of its log).
+    when the package does not verify (BaseModelMismatchError when it is not for `base_model`), UnavailableError when a
+    service does not start (with the end of its log).
     """
     settings = local_settings(state_dir, attestor_port=0, coprocessor_port=0)
-    adapter = find_adapter(package, settings.attestor_state, adapter_name, publisher_keys)
+    adapter = find_adapter(package, settings.attestor_state, adapter_name, publisher_keys, base_model)
     warn_simulated()
     launcher = Launcher(settings.logs, progress)
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import ConfigurationError, NotFoundError
+from tensorguard.package.base_model import check_base_model_folder
 from tensorguard.package.publishers import known_publishers
 from tensorguard.package.reader import open_manifest
 from tensorguard.package.registry import PackageKeyRegistry
@@ -13,12 +14,17 @@ from tensorguard.stack.services import PackagedAdapter
 
 
 def find_adapter(
-    package: Path, attestor_state: Path, name: str | None = None, publisher_keys: tuple[Path, ...] = ()
+    package: Path,
+    attestor_state: Path,
+    name: str | None = None,
+    publisher_keys: tuple[Path, ...] = (),
+    base_model: str | None = None,
 ) -> PackagedAdapter:
-    """Verify `package` and that its content key is registered in `attestor_state`.
+    """Verify `package`, that its content key is registered in `attestor_state` and that it is for `base_model`.
 
     `publisher_keys` are who may have signed it; without any, those that `tensafe pack` remembered there.
-    Raises ConfigurationError (missing file or key, wrong name), PackageError (not what was signed).
+    Raises ConfigurationError (missing file or key, wrong name), PackageError (not what was signed),
+    BaseModelMismatchError.
     """
     if not package.is_file():
         raise ConfigurationError(f"there is no package {package}")
@@ -38,6 +44,8 @@ def find_adapter(
             f"the adapter in {package} is named {manifest.package_id!r}, not {name!r}: leave the name out, or "
             f"pack it again with --package-id {name}"
         )
+    if base_model is not None:
+        check_base_model_folder(manifest, base_model)
     return PackagedAdapter(manifest.package_id, package.resolve(), manifest.tenant, verified.digest, publishers)
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tensorguard.backends.vllm import server
 from tensorguard.backends.vllm.server import build_parser, check, main
+from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import ConfigurationError
+from tensorguard.package.publishers import remember_publisher
+from tensorguard.package.registry import PackageKeyRegistry
+from tensorguard.package.writer import pack_adapter
+from tests.support.adapters import write_adapter, write_base_model
 
 
 @pytest.fixture
@@ -70,3 +78,93 @@ def test_an_unregistered_package_is_one_clear_error(
     assert error.startswith("error: the content key of") and "is not registered in" in error
     assert main(["--model", "m", "--he-lora-path", str(tmp_path / "none.tssp")]) == 1
     assert "none.tssp" in capsys.readouterr().err
+
+
+class StartedError(Exception):
+    """Everything that could be checked before was right."""
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base model, a package for it, and an attestor's state that has its key."""
+    folder = tmp_path_factory.mktemp("packed")
+    keys = SigningKeys.generate()
+    pack_adapter(
+        write_adapter(folder / "adapter"),
+        folder / "law.tssp",
+        base_model_dir=write_base_model(folder / "model"),
+        tenant="acme",
+        package_id="law-style",
+        sequence=1,
+        signing_keys=keys,
+        key_registrar=PackageKeyRegistry(folder / "state").register,
+    )
+    remember_publisher(folder / "state", keys.public)
+    return folder
+
+
+@pytest.fixture
+def command(packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The command with changed options; the one line that it ends with before anything is started."""
+
+    def start(*_: Any) -> None:
+        raise StartedError
+
+    def run(**changes: Path | str) -> str:
+        options = {
+            "model": packed / "model",
+            "he-lora-path": packed / "law.tssp",
+            "state-dir": packed / "state",
+            "port": "0",
+        } | {name.replace("_", "-"): value for name, value in changes.items()}
+        capsys.readouterr()
+        assert main([str(part) for name, value in options.items() for part in (f"--{name}", value)]) == 1
+        output, errors = capsys.readouterr()
+        assert output == ""
+        (line,) = errors.splitlines()
+        return line
+
+    monkeypatch.setattr(server, "start_stack", start)
+    monkeypatch.setattr(server, "prepare_command", lambda: None)  # the test run keeps its own signal handlers
+    return run
+
+
+def test_with_everything_right_it_starts(command: Callable[..., str]) -> None:
+    with pytest.raises(StartedError):
+        command()
+
+
+@pytest.mark.parametrize("what", ["config", "tokenizer"])
+def test_another_base_model_is_refused_before_anything_starts(
+    command: Callable[..., str], packed: Path, tmp_path: Path, what: str
+) -> None:
+    changes = {"rope_theta": 123456.0} if what == "config" else {}
+    other = write_base_model(tmp_path / "other", **changes)
+    if what == "tokenizer":
+        (other / "tokenizer.json").write_text('{"model": {"vocab": {"b": 0}}}')
+    line = command(model=other)
+    assert f"has another {what}" in line and "Serve the model it was made for" in line
+    assert line.endswith("[base_model_mismatch]")
+
+
+def test_packages_that_do_not_verify_are_refused_before_anything_starts(
+    command: Callable[..., str], packed: Path, tmp_path: Path
+) -> None:
+    data = bytearray((packed / "law.tssp").read_bytes())
+    data[data.index(b"law-style")] ^= 1
+    (tmp_path / "changed.tssp").write_bytes(data)
+    line = command(he_lora_path=tmp_path / "changed.tssp")
+    assert "changed.tssp" in line and line.endswith("get the file again from who packed it [package_tampered]")
+    (tmp_path / "stranger.pem").write_bytes(SigningKeys.generate().public.to_pem())
+    line = command(publisher_key=tmp_path / "stranger.pem")
+    assert "not trusted here" in line and line.endswith("[package]")
+    line = command(adapter_name="other")
+    assert "is named 'law-style'" in line and line.endswith("[configuration]")
+
+
+@pytest.mark.parametrize("name", ["TENSAFE_STACK_PROT", "TENSAFE_STAK_PORT"])
+def test_unknown_variables_are_refused_by_name(
+    command: Callable[..., str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    assert name in command()

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tensorguard.cli.main import COMMANDS, run
+from tensorguard.errors import NotFoundError
 from tensorguard.package.registry import PackageKeyRegistry
-from tests.support.adapters import adapter_config, write_adapter, write_base_model
+from tests.support.adapters import adapter_config, adapter_tensors, write_adapter, write_base_model
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,96 @@ def test_pack_names_what_is_wrong(site: Site, tensafe: Run, tmp_path: Path) -> N
         code, _, err = tensafe(*site.pack(**(new | changes)))
         assert (code, text in err) == (expected, True), (changes, code, err)
         assert not (tmp_path / "x.tssp").exists()
+
+
+PROJECTIONS = ("q_proj", "v_proj", "down_proj")  # of `adapter_config` and `adapter_tensors`
+
+
+def without(tensors: dict[str, Any], text: str) -> dict[str, Any]:
+    return {name: tensor for name, tensor in tensors.items() if text not in name}
+
+
+def with_extra(name: str) -> dict[str, Any]:
+    return adapter_tensors() | {name: np.zeros((16, 48), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "reason", "named"),
+    [
+        ({"use_dora": True}, None, "unsupported_adapter", "use_dora"),
+        ({"bias": "all"}, None, "unsupported_adapter", "train with bias='none'"),
+        ({"modules_to_save": ["lm_head"]}, None, "unsupported_adapter", "modules_to_save"),
+        (
+            {"target_modules": [*PROJECTIONS, "lm_head"]},
+            None,
+            "unsupported_adapter",
+            "'lm_head' cannot be adapted; use",
+        ),
+        ({"r": 129}, None, "unsupported_adapter", "ranks go from 1 to 128"),
+        ({"r": 8}, None, "unsupported_adapter", "expected [8, d_in]"),
+        ({}, with_extra("base_model.model.lm_head.weight"), "unsupported_adapter", "lm_head.weight"),
+        ({}, without(adapter_tensors(), "lora_B"), "missing_weights", "has no lora_B.weight: save the adapter again"),
+        ({}, without(adapter_tensors(), "v_proj"), "missing_weights", "target module v_proj has no weights"),
+        ({}, without(adapter_tensors(), "layers.1."), "missing_weights", "no weights for layer 1 of the base model"),
+    ],
+)
+def test_pack_refuses_what_the_contract_does_not_allow(
+    site: Site, tensafe: Run, tmp_path: Path, config: dict[str, Any], tensors: Any, reason: str, named: str
+) -> None:
+    bad = write_adapter(tmp_path / "bad", tensors, adapter_config(**config))
+    code, out, err = tensafe(*site.pack(adapter=str(bad), output=str(tmp_path / "x.tssp"), sequence="9"))
+    assert (code, out) == (3, "")
+    assert f"[{reason}]" in err and named in err
+    assert not (tmp_path / "x.tssp").exists()
+    with pytest.raises(NotFoundError):  # nor was a key registered
+        PackageKeyRegistry(site.folder / "attestor").lookup("acme", "law-style", 9, "ab" * 32)
+    assert PackageKeyRegistry(site.folder / "attestor").newest_sequence("acme", "law-style") == 1
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_pack_names_the_adapters_missing_file(site: Site, tensafe: Run, tmp_path: Path, name: str) -> None:
+    bad = write_adapter(tmp_path / "bad")
+    (bad / name).unlink()
+    code, _, err = tensafe(*site.pack(adapter=str(bad), output=str(tmp_path / "x.tssp"), sequence="9"))
+    assert code == 3
+    assert "[missing_weights]" in err and str(bad / name) in err
+
+
+def test_pack_refuses_an_adapter_of_another_base_model(site: Site, tensafe: Run, tmp_path: Path) -> None:
+    wide = write_base_model(tmp_path / "wide", hidden_size=64)
+    code, _, err = tensafe(*site.pack(base_model=str(wide), output=str(tmp_path / "x.tssp"), sequence="9"))
+    assert code == 3
+    assert "[unsupported_adapter]" in err and "it is for another model" in err
+
+
+def test_unknown_options_are_refused_by_name(site: Site, tensafe: Run) -> None:
+    for command in (site.pack(), ["verify", str(site.package)], ["inspect", str(site.package)]):
+        code, out, err = tensafe(*command, "--tokn-budget", "5")
+        assert (code, out) == (2, "")
+        assert "--tokn-budget" in err
+
+
+@pytest.mark.parametrize("place", ["manifest", "signature", "part", "cut", "longer"])
+def test_each_kind_of_tampering_is_refused_by_name(site: Site, tensafe: Run, tmp_path: Path, place: str) -> None:
+    content = bytearray(site.package.read_bytes())
+    manifest = content.index(b"law-style")
+    signature = len(content) - sum(part["size"] for part in parts_of(site, tensafe)) - 1
+    if place == "cut":
+        del content[-1:]
+    elif place == "longer":
+        content += b"x"
+    else:
+        content[{"manifest": manifest, "signature": signature, "part": len(content) - 1}[place]] ^= 1
+    changed = tmp_path / "changed.tssp"
+    changed.write_bytes(content)
+    code, out, err = tensafe("verify", str(changed), "--public-key", str(site.public_key))
+    assert (code, out) == (3, "")
+    assert "[package_tampered]" in err and str(changed) in err and "get the file again" in err
+
+
+def parts_of(site: Site, tensafe: Run) -> list[dict[str, Any]]:
+    _, out, _ = tensafe("inspect", str(site.package), "--json")
+    return list(json.loads(out)["manifest"]["parts"])
 
 
 def test_pack_takes_the_same_adapter_again_under_a_new_sequence(site: Site, tensafe: Run, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tensorguard import errors
 from tensorguard.errors import TenSafeError
-from tensorguard.rpc.status import _BY_REASON, from_rpc_error, http_status, public_error, status_of, wire_form
+from tensorguard.rpc.status import _BY_REASON, error_of, from_rpc_error, http_status, public_error, status_of, wire_form
 
 
 class Failed(grpc.RpcError):
@@ -39,6 +39,16 @@ def test_every_error_survives_the_wire(kind: type[TenSafeError]) -> None:
 def test_reasons_are_unique() -> None:
     reasons = [kind.reason for kind in all_errors() if kind is not TenSafeError]
     assert len(reasons) == len(set(reasons)) == len(_BY_REASON)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in all_errors() if kind is not TenSafeError])
+def test_every_error_is_restored_from_its_reason(kind: type[TenSafeError]) -> None:
+    # Not as its base: `public_error` tells the message of a bare TenSafeError, and hides an InternalError's.
+    assert type(error_of(kind.reason, "x")) is kind
+
+
+def test_a_foreign_reason_restores_nothing() -> None:
+    assert error_of("nonsense", "x") is None
 
 
 def test_subclass_has_its_base_status() -> None:

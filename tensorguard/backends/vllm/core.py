@@ -15,7 +15,6 @@ from typing import Any
 
 import structlog
 
-from tensorguard import errors
 from tensorguard.backends.vllm.config import (
     ADDITIONAL_CONFIG_KEY,
     AdapterConnection,
@@ -28,9 +27,9 @@ from tensorguard.errors import (
     ConfigurationError,
     InternalError,
     NotFoundError,
-    TenSafeError,
     UnavailableError,
 )
+from tensorguard.rpc.status import error_of
 
 log = structlog.get_logger(__name__)
 
@@ -143,7 +142,8 @@ class EngineCore:
         except (TimeoutError, asyncio.TimeoutError):
             raise UnavailableError(f"the engine's worker did not answer within {STATUS_SECONDS:g} s") from None
         if status["error"] is not None:
-            raise restore_error(status["error"]["reason"], status["error"]["message"])
+            reason, message = status["error"]["reason"], status["error"]["message"]
+            raise error_of(reason, message) or InternalError(message)
         return status
 
     def route(self, adapter: str | None) -> Any:
@@ -205,11 +205,3 @@ def _kv_cache_bytes(options: EngineOptions) -> int | None:
 
     # vLLM on a CPU would take a share of the whole machine's memory.
     return None if torch.cuda.is_available() else GIB
-
-
-def restore_error(reason: str, message: str) -> TenSafeError:
-    """The error with this reason code, as it was raised in another process."""
-    for kind in vars(errors).values():
-        if isinstance(kind, type) and issubclass(kind, TenSafeError) and kind.reason == reason:
-            return kind(message)
-    return InternalError(message)

@@ -143,9 +143,11 @@ class TenSafeAsyncEngine:
         name, digest = config.adapter_name, None
         if config.tssp_package_path is not None:
             from tensorguard.package import open_manifest
+            from tensorguard.package.base_model import check_base_model_folder
 
             keys = [VerifyingKeys.read(path) for path in config.publisher_keys]
             verified = open_manifest(config.tssp_package_path, keys)
+            check_base_model_folder(verified.manifest, config.model)
             name, digest = name or verified.manifest.package_id, verified.digest
         assert name is not None
         return AdapterConnection(
@@ -174,6 +176,7 @@ class TenSafeAsyncEngine:
             adapter_name=config.adapter_name,
             state_dir=config.state_dir,
             publisher_keys=config.publisher_keys,
+            base_model=config.model,
         )
         trust, adapter = self._embedded.trust, self._embedded.adapter
         connection = AdapterConnection(

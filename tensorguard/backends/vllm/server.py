@@ -120,7 +120,9 @@ def run(options: argparse.Namespace, console: Console) -> NoReturn:
         gateway_admin_port=0,
         reflection=False,
     )
-    adapter = find_adapter(options.he_lora_path, settings.attestor_state, config.adapter_name, config.publisher_keys)
+    adapter = find_adapter(
+        options.he_lora_path, settings.attestor_state, config.adapter_name, config.publisher_keys, config.model
+    )
     warn_simulated()
     engine = EngineChoice(
         config.model,
@@ -148,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(options, Console(stderr=True))
     except TenSafeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error.line, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0

@@ -51,7 +51,9 @@ class SimulatedVerifier:
             self._root.verify(signature, SIGNING_DOMAIN + document)
         except InvalidSignature:
             raise EvidenceRefusedError(
-                "the evidence is not signed by the simulated root this attestor trusts", "signature"
+                "the evidence is not signed by the simulated root this attestor trusts; set simulated_root_key to the "
+                "key file that belongs to this attestor",
+                "signature",
             ) from None
         try:  # only now is the content worth parsing
             report = SimulatedDocument.model_validate_json(document)

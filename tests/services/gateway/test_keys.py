@@ -123,5 +123,8 @@ def test_command_line(file: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert isinstance(KeyStore.load(file).authenticate("tensafe-test"), Caller)
     with pytest.raises(SystemExit):
         main(["import", "--file", str(file), "--tenant", "one"])
+    with pytest.raises(SystemExit):
+        main(["create", "--file", str(file), "--tenan", "one"])
+    assert "--tenan" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["import", "--file", str(file), "--tenant", "one", "--plain-key"]) == 1

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from services.he_lora.__main__ import main
 from services.he_lora.server import build_coprocessor
 from services.he_lora.settings import HeLoraSettings, load_settings
 from tensorguard.crypto.signatures import SigningKeys
@@ -31,6 +32,7 @@ from tensorguard.package.manifest import ReleasePolicy
 from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
 from tests.support.coprocessor import TENANT, World, running_attestor
+from tests.support.packages import register_another_key
 
 HEAVY = {"torch", "vllm", "transformers"}
 MODULES = [
@@ -140,6 +142,80 @@ def test_each_obstacle_has_its_own_error(world: World, tmp_path: Path) -> None:
     assert type(refusal(world, simulated_root_key=foreign.simulated_root_key)) is EvidenceRefusedError
     assert type(refusal(world, privacy_bound_log2=-100)) is PrivacyBoundError
     assert "given twice" in refusal(world, packages=world.settings.packages * 2).message
+
+
+def command(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **changes: Any) -> str:
+    """`python -m services.he_lora` with changed settings; its one line on standard error."""
+    for name, value in environment(world.settings.model_copy(update=changes)).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["services.he_lora"])
+    capsys.readouterr()
+    assert main() == 1
+    output, errors = capsys.readouterr()
+    assert '"ready"' not in output
+    (line,) = errors.splitlines()
+    return line
+
+
+def test_the_command_says_what_to_change(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stranger = tmp_path / "stranger.pem"
+    stranger.write_bytes(SigningKeys.generate().public.to_pem())
+    foreign = initialise_development_state(tmp_path / "foreign", TENANT)
+    tampered = tmp_path / "tampered.tssp"
+    data = bytearray(world.settings.packages[0].read_bytes())
+    data[-100] ^= 1
+    tampered.write_bytes(data)
+    other_key = tmp_path / "other-key.tssp"
+    pack_adapter(
+        world.folder / "adapter",
+        other_key,
+        base_model_dir=world.folder / "model",
+        tenant=TENANT,
+        package_id="other-key",
+        sequence=1,
+        signing_keys=world.publisher,
+        key_registrar=register_another_key(PackageKeyRegistry(world.state.state_dir)),
+    )
+    cases: list[tuple[dict[str, Any], str, str, str]] = [
+        ({"packages": [tampered]}, "package_tampered", str(tampered), "get the file again"),
+        ({"packages": [other_key]}, "package_key", "other-key", "pack the adapter again"),
+        ({"packages": [tmp_path / "absent.tssp"]}, "package", "absent.tssp", "No such file"),
+        ({"publisher_keys": [stranger]}, "package", "not trusted here", "give the public key file"),
+        ({"attestor": "127.0.0.1:1"}, "unavailable", "attestor 127.0.0.1:1", "is it running"),
+        ({"attestor_thumbprint": "A" * 43}, "token", "pinned key", "check its address and the configured thumbprint"),
+        ({"simulated_root_key": foreign.simulated_root_key}, "evidence_refused", "root", "set simulated_root_key"),
+        ({"tenant": "other"}, "configuration", "belongs to tenant", "set --tenant"),
+    ]
+    for changes, reason, *texts in cases:
+        line = command(world, monkeypatch, capsys, **changes)
+        assert line.startswith("error: ") and line.endswith(f"[{reason}]"), line
+        for text in texts:
+            assert text in line
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "code", "named"),
+    [
+        (["--pakages", "x"], {}, 2, "--pakages"),
+        (["--tenan", "x"], {}, 2, "--tenan"),  # no abbreviations
+        ([], {"TENSAFE_HE_LORA_TENNANT": "x"}, 1, "TENSAFE_HE_LORA_TENNANT"),
+        ([], {"TENSAFE_HELORA_TENANT": "x"}, 1, "TENSAFE_HELORA_TENANT"),
+    ],
+)
+def test_the_command_refuses_unknown_settings_by_name(
+    world: World, options: list[str], variables: dict[str, str], code: int, named: str
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "services.he_lora", *options],
+        env=environment(world.settings) | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == code
+    assert named in result.stderr.splitlines()[-1]
 
 
 def test_tampered_package(world: World, tmp_path: Path) -> None:

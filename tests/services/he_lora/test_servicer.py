@@ -22,6 +22,7 @@ from tensorguard.errors import (
     NotFoundError,
     PermissionDeniedError,
     TokenError,
+    TokenExpiredError,
 )
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.client import AttestorClient
@@ -86,6 +87,16 @@ def test_token_of_another_attestor(world: World, tmp_path_factory: pytest.TempPa
         )
         with RawHost(world, foreign) as host, pytest.raises(TokenError):
             host.begin()
+
+
+def test_expired_token_opens_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RawHost(world) as host:
+        token, before = host.workload.token(), host.call("GetStatus", pb.GetStatusRequest()).sessions
+        client = world.coprocessor.servicer._workload.client
+        monkeypatch.setattr(client, "_clock", lambda: time.time() + 600)
+        with pytest.raises(TokenExpiredError, match=r"expired \d+ s ago; attest again"):
+            host.begin(host_token=token)
+        assert host.call("GetStatus", pb.GetStatusRequest()).sessions == before
 
 
 @pytest.mark.parametrize(
