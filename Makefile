@@ -28,8 +28,8 @@ test: setup ## the fast tests
 test-e2e: model ## the tests that start vLLM and several processes
 	$(PYTEST) -m e2e $(ARGS)
 
-test-all: model ## all tests
-	$(PYTEST) $(ARGS)
+test-all: model ## all tests, with a dated report in reports/
+	@scripts/test_all.sh $(ARGS)
 
 test-coprocessor-310: ## the fast tests of the coprocessor and the attestor on Python 3.10 (skipped without one)
 	@scripts/setup_310.sh
