@@ -46,8 +46,7 @@ ENVIRONMENT_DEFAULTS = {
     # Standard output is the caller's: text of a script, JSON log lines of a service.
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # Idle threads sleep instead of spinning: vLLM shares its cores with the coprocessor on a small machine, and
-    # was ten times slower there with two spinning threads.
+    # Idle threads sleep instead of spinning: on a small machine vLLM shares its cores with the coprocessor.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 ENVIRONMENT_REQUIRED = {
