@@ -123,7 +123,7 @@ def shares(result: dict[str, Any]) -> dict[str, float]:
 
 
 def record(mode: str, concurrency: int, results: list[dict[str, Any]], prompt_tokens: int) -> dict[str, Any]:
-    middle = sorted(results, key=lambda result: result["tokens"] / result["seconds"])[len(results) // 2]
+    middle = sorted(results, key=lambda result: result["tokens"] / result["seconds"])[(len(results) - 1) // 2]
     # Every token's activations are encrypted, those of the prompt as well.
     processed = middle["tokens"] + concurrency * (prompt_tokens - 1)
     return {
