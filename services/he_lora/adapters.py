@@ -74,10 +74,11 @@ class AdapterStore:
     def get(self, name: str) -> ServedAdapter:
         """Raises NotFoundError for an unknown adapter and LeaseExpiredError for one whose lease is over."""
         with self._lock:
-            adapter, served = self._adapters.get(name), ", ".join(self._adapters)
+            adapter = self._adapters.get(name)
         if adapter is None:
+            served = ", ".join(known.name for known in self.all()) or "none"
             raise NotFoundError(
-                f"adapter {name!r:.100} is not served here (served: {served or 'none'}): correct the name, or see in "
+                f"adapter {name!r:.100} is not served here (served: {served}): correct the name, or see in "
                 "the coprocessor's log why it was dropped"
             )
         if adapter.meter.expired:

@@ -23,10 +23,9 @@ MAX_CHANNELS = 1 << 17
 
 _IDENTIFIER = re.compile(r"t([1-9]\d{0,3})\.c([1-9]\d{0,3})\.r([1-9]\d{0,2})")
 
-# Microseconds on one core (benchmarks/he_kernels.py): an uploaded ciphertext, made, sent (48 KiB) and
-# expanded again;
-# a response ciphertext, made, sent (16 KiB) and decrypted; one product with a weight
-# polynomial.
+# Rounded microseconds on one core of an uploaded ciphertext, made, sent (48 KiB) and expanded again; of a response
+# ciphertext, made, sent (16 KiB) and decrypted; of one product with a weight polynomial. Only their ratios decide.
+# benchmarks/he_kernels.py measures them anew; reports/he_kernels.txt has uploads and products dearer than this.
 UPLOAD_COST = 100.0
 DOWNLOAD_COST = 75.0
 PRODUCT_COST = 2.0
