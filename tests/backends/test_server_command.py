@@ -12,10 +12,8 @@ from tensorguard.backends.vllm import server
 from tensorguard.backends.vllm.server import build_parser, check, main
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import ConfigurationError
-from tensorguard.package.publishers import remember_publisher
-from tensorguard.package.registry import PackageKeyRegistry
-from tensorguard.package.writer import pack_adapter
-from tests.support.adapters import write_adapter, write_base_model
+from tests.support.adapters import write_base_model
+from tests.support.packages import pack_small_adapter
 
 
 @pytest.fixture
@@ -88,18 +86,7 @@ class StartedError(Exception):
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base model, a package for it, and an attestor's state that has its key."""
     folder = tmp_path_factory.mktemp("packed")
-    keys = SigningKeys.generate()
-    pack_adapter(
-        write_adapter(folder / "adapter"),
-        folder / "law.tssp",
-        base_model_dir=write_base_model(folder / "model"),
-        tenant="acme",
-        package_id="law-style",
-        sequence=1,
-        signing_keys=keys,
-        key_registrar=PackageKeyRegistry(folder / "state").register,
-    )
-    remember_publisher(folder / "state", keys.public)
+    pack_small_adapter(folder, folder / "state")
     return folder
 
 

@@ -8,29 +8,17 @@ import pytest
 
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import ConfigurationError, PackageError, PackageTamperedError
-from tensorguard.package.publishers import known_publishers, remember_publisher
+from tensorguard.package.publishers import known_publishers
 from tensorguard.package.registry import PackageKeyRegistry
-from tensorguard.package.writer import pack_adapter
 from tensorguard.stack.packages import find_adapter
-from tests.support.adapters import write_adapter, write_base_model
+from tests.support.packages import pack_small_adapter
 
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with an attestor's state and, beside it, a package whose key is registered there."""
     folder = tmp_path_factory.mktemp("packages")
-    keys = SigningKeys.generate()
-    pack_adapter(
-        write_adapter(folder / "adapter"),
-        folder / "law.tssp",
-        base_model_dir=write_base_model(folder / "model"),
-        tenant="acme",
-        package_id="law-style",
-        sequence=1,
-        signing_keys=keys,
-        key_registrar=PackageKeyRegistry(folder / "attestor").register,
-    )
-    remember_publisher(folder / "attestor", keys.public)
+    pack_small_adapter(folder, folder / "attestor")
     return folder / "attestor"
 
 
