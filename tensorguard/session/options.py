@@ -10,10 +10,10 @@ class SessionOptions:
     """Limits and times of a session.
 
     tokens_per_key: a CKKS key is replaced before more rows than this have passed through any one group of any one
-    adapter under it; one call of more rows gets a key that its group has not used yet. A coprocessor that forges responses and sees what the model then says learns on the order of a
-    bit about the key per generated token; the ternary key has 6,492 bits of entropy, so a key that serves 2,048 rows
-    (256 tokens for each of eight sequences in flight) is gone long before it could be found. Rotation takes a few
-    milliseconds, between calls.
+    adapter under it; one call of more rows gets a key that its group has not used yet. A coprocessor that forges
+    responses and sees what the model then says learns on the order of a bit about the key per generated token; the
+    ternary key has 6,492 bits of entropy, so a key that serves 2,048 rows (256 tokens for each of eight sequences in
+    flight) is gone long before it could be found. Rotation takes a few milliseconds, between calls.
     frame_bytes: requests are cut into frames of about this size, so that the coprocessor starts before all is sent.
     reattest_seconds: an older session is replaced, with fresh evidence, when nothing is in flight.
     """
