@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tensorguard.ckks import kernels
 from tensorguard.ckks.messages import EvaluatedRows
 from tensorguard.ckks.parameters import ParameterSet
-from tensorguard.ckks.plan import DEGREE, Plan
+from tensorguard.ckks.plan import Plan
 from tensorguard.ckks.randomness import SEED_BYTES, SecretStream, UniformExpander
 from tensorguard.ckks.ring import Residues, ring
 from tensorguard.ckks.weights import EncodedGroup
@@ -65,12 +65,9 @@ class Evaluator:
         self._public_key = np.stack([self._ring.with_quotient(pk0), self._ring.with_quotient(pk1)])
 
     def _check_residues(self, polynomials: Residues, count: int) -> None:
-        if polynomials.dtype != np.uint32 or polynomials.shape != (
-            count,
-            len(self.parameters.primes),
-            DEGREE,
-        ):
-            raise InvalidInputError(f"expected {count} polynomials of uint32 residues [primes, {DEGREE}]")
+        shape = (count, len(self.parameters.primes), self.parameters.degree)
+        if polynomials.dtype != np.uint32 or polynomials.shape != shape:
+            raise InvalidInputError(f"expected {count} polynomials of uint32 residues {list(shape[1:])}")
         if not kernels.all_reduced(np.ascontiguousarray(polynomials), self._ring.primes):
             raise InvalidInputError("a residue is not below its prime")
 
@@ -126,19 +123,26 @@ class Evaluator:
         b: Residues,
     ) -> EvaluatedRows:
         constants = self._ring
-        prime_count = len(constants.primes)
+        prime_count, degree = len(constants.primes), self.parameters.degree
         responses = plan.downloads(tokens, group.rows)
         a = self._expander.expand(ids.tolist(), seeds)
-        sums = np.empty((responses, prime_count, 2, DEGREE), np.uint32)
+        sums = np.empty((responses, prime_count, 2, degree), np.uint32)
         kernels.accumulate(weights, b, a, plan.chunks(tokens), sums, constants.constants)
         trits, error_words, flood_words = self._randomness(responses, tokens * group.rows)
-        work = np.empty((3, DEGREE), np.uint32)
+        work = np.empty((prime_count, degree), np.uint32)
         kernels.add_encryption_of_zero(
             sums, trits, self._public_key, work[0], work[1], constants.factors, constants.primes
         )
         mask = np.empty((tokens * group.rows, prime_count), np.uint32)
-        kernels.flood(flood_words, mask, constants.constants, constants.flood_offset, constants.primes)
-        c1 = np.empty((responses, DEGREE), np.uint32)
+        kernels.flood(
+            flood_words,
+            mask,
+            -self.parameters.flood_bits % 64,
+            constants.constants,
+            constants.flood_offset,
+            constants.primes,
+        )
+        c1 = np.empty((responses, degree), np.uint32)
         c0 = np.empty((tokens, group.rows), np.uint32)
         kernels.finish(
             sums,
@@ -149,7 +153,8 @@ class Evaluator:
             c1,
             c0,
             work,
-            np.empty(3 * kernels.ERROR_GROUP, np.int32),
+            np.empty((prime_count, plan.tokens * plan.rows), np.uint32),
+            np.empty(3 * kernels.error_words(degree) // 2, np.int32),
             constants.factors,
             constants.primes,
             constants.drops,
@@ -165,12 +170,13 @@ class Evaluator:
     def _randomness(
         self, responses: int, outputs: int
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-        """u + 1 uint8 [responses, N], words for e1 [responses, ERROR_WORDS], words for f [outputs, 4]: fresh
+        """u + 1 uint8 [responses, N], words for e1 [responses, error_words], words for f [outputs, 4, limbs]: fresh
         per call.
         """
         stream = SecretStream("re-randomisation")
+        degree, limbs = self.parameters.degree, kernels.flood_limbs(self.parameters.flood_bits)
         return (
-            stream.ternary(responses, DEGREE),
-            stream.words(responses, kernels.ERROR_WORDS),
-            stream.words(outputs, kernels.FLOOD_WORDS),
+            stream.ternary(responses, degree),
+            stream.words(responses, kernels.error_words(degree)),
+            stream.words(outputs, kernels.FLOOD_TERMS, limbs),
         )

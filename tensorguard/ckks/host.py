@@ -15,7 +15,7 @@ from tensorguard.ckks import kernels
 from tensorguard.ckks.messages import EncryptedActivations, EvaluatedRows
 from tensorguard.ckks.ntt import forward_all
 from tensorguard.ckks.parameters import MANTISSA_BITS, ParameterSet
-from tensorguard.ckks.plan import DEGREE, Plan
+from tensorguard.ckks.plan import Plan
 from tensorguard.ckks.randomness import SEED_BYTES, SecretStream, UniformExpander
 from tensorguard.ckks.ring import Residues, ring
 from tensorguard.errors import InvalidInputError, UnavailableError
@@ -125,6 +125,7 @@ class HostSession:
         """
         if x.ndim != 2 or not (1 <= x.shape[0] <= MAX_TOKENS and x.shape[1] >= 1):
             raise InvalidInputError(f"activations must be [tokens, channels] with 1 to {MAX_TOKENS} tokens")
+        plan.check(self.parameters)
         tokens, d_in = x.shape
         mantissas, norms = np.empty((tokens, d_in), np.int32), np.empty(tokens, np.float64)
         if not kernels.normalise(np.ascontiguousarray(x, np.float64), mantissas, norms):
@@ -134,7 +135,6 @@ class HostSession:
         first = self._take_ids(count)
         seeds = os.urandom(SEED_BYTES * count)
         uniform = self._expander.expand(list(range(first, first + count)), seeds)
-        dropped = self.parameters.modulus // self.parameters.primes[0]
         return EncryptedActivations(
             plan=plan,
             tokens=tokens,
@@ -142,7 +142,7 @@ class HostSession:
             seeds=seeds,
             b=self._encrypt(mantissas, plan, self._ring.scale(scale), uniform),
             norms=norms,
-            unit=dropped / (scale << MANTISSA_BITS),
+            unit=self.parameters.dropped / (scale << MANTISSA_BITS),
         )
 
     def _take_ids(self, count: int) -> int:
@@ -157,17 +157,19 @@ class HostSession:
 
     def _encrypt(self, mantissas: npt.NDArray[np.int32], plan: Plan, scale: Residues, uniform: Residues) -> Residues:
         b = np.empty_like(uniform)
+        degree = self.parameters.degree
+        words = kernels.error_words(degree)
         with self._key_in_use() as (encryption_key, _):
             kernels.encrypt(
                 mantissas,
                 plan.shape,
                 scale,
-                SecretStream("encryption error").words(len(uniform), kernels.ERROR_WORDS),
+                SecretStream("encryption error").words(len(uniform), words),
                 uniform,
                 encryption_key,
                 b,
-                np.empty(DEGREE, np.uint32),
-                np.empty((2, 3 * kernels.ERROR_GROUP), np.int32),
+                np.empty(degree, np.uint32),
+                np.empty((2, 3 * words // 2), np.int32),
                 self._ring.factors,
                 self._ring.primes,
             )
@@ -190,7 +192,7 @@ class HostSession:
         if (
             c1.dtype != np.uint32
             or c0.dtype != np.uint32
-            or c1.shape != (plan.downloads(tokens, rows), DEGREE)
+            or c1.shape != (plan.downloads(tokens, rows), self.parameters.degree)
             or c0.shape != (tokens, rows)
             or row_scales.shape != (rows,)
             or c1.max() >= prime
@@ -198,7 +200,7 @@ class HostSession:
         ):
             raise InvalidInputError("the response does not fit its request")
         values = np.empty((tokens, rows), np.int32)
-        scratch, transformed = np.empty((2, DEGREE), np.uint32)
+        scratch, transformed = np.empty((2, self.parameters.degree), np.uint32)
         with self._key_in_use() as (_, decryption_key):
             kernels.decrypt(
                 np.ascontiguousarray(c1),
@@ -220,13 +222,13 @@ class HostSession:
 
 
 def _make_key(parameters: ParameterSet) -> tuple[Residues, Residues]:
-    """(-s for encryption [3, 2, N], s for decryption modulo p0 [2, N]), transform domain, with Shoup
+    """(-s for encryption [primes, 2, N], s for decryption modulo p0 [2, N]), transform domain, with Shoup
     quotients.
     """
     constants = ring(parameters)
     primes = constants.primes[:, None]
-    trits = SecretStream("secret key").ternary(1, DEGREE).astype(np.uint32)
-    secret, negated = np.empty((2, 1, len(primes), DEGREE), np.uint32)
+    trits = SecretStream("secret key").ternary(1, parameters.degree).astype(np.uint32)
+    secret, negated = np.empty((2, 1, len(primes), parameters.degree), np.uint32)
     forward_all(trits[:, None, :] + (primes - np.uint32(1)), secret, constants.factors, constants.primes)
     forward_all(primes + np.uint32(1) - trits[:, None, :], negated, constants.factors, constants.primes)
     return constants.with_quotient(negated[0]), constants.with_quotient(secret[0])[0].copy()

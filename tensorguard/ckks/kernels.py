@@ -13,7 +13,6 @@ import numpy as np
 
 from tensorguard.ckks.compiled import inlined, kernel
 from tensorguard.ckks.ntt import (
-    DEGREE,
     forward,
     inverse,
     inverse_pruned,
@@ -25,19 +24,26 @@ from tensorguard.ckks.simd import SEGMENT, count_ones, multiply_accumulate
 
 ERROR_HALF_WIDTH = 21
 """Centred binomial: the sum of 42 fair bits minus 21, variance 10.5."""
-ERROR_GROUP = -(-DEGREE // 3)
-ERROR_WORDS = 2 * ERROR_GROUP
-"""64-bit words of randomness for one error polynomial: two words make three values."""
 TERNARY_VALUES_PER_BYTE = 5
-FLOOD_WORDS = 4
+FLOOD_TERMS = 4
 MAX_PRODUCTS = 16
 """Products of two 30-bit residues that fit an unsigned 64-bit sum."""
+
+
+def error_words(degree: int) -> int:
+    """64-bit words of randomness for one error polynomial: two words make three values."""
+    return 2 * -(-degree // 3)
+
+
+def flood_limbs(flood_bits: int) -> int:
+    """64-bit words of randomness for each of the four terms of a flood."""
+    return -(-flood_bits // 64)
 
 
 @kernel
 def accept_residues(words, primes, residues):
     """In-order rejection of the low 30 bits of each row of words, uint32 [n, primes, M], into [n, primes,
-    4096].
+    N].
 
     Returns False if a row has too few words below its prime. Public values only.
     """
@@ -65,12 +71,13 @@ def accept_residues(words, primes, residues):
 
 @kernel
 def accept_ternary(random_bytes, accepted, trits):
-    """Fill uint8 [4096] ``trits`` with uniform 0, 1, 2: bytes below 243 hold five base-3 digits each.
+    """Fill uint8 [N] ``trits`` with uniform 0, 1, 2: bytes below 243 hold five base-3 digits each.
 
     Rejected bytes are independent of the accepted ones, and both take the same time. Returns False if there
     were too few bytes. ``accepted`` is scratch of at least as many bytes.
     """
-    groups = (DEGREE + TERNARY_VALUES_PER_BYTE - 1) // TERNARY_VALUES_PER_BYTE
+    degree = trits.shape[0]
+    groups = (degree + TERNARY_VALUES_PER_BYTE - 1) // TERNARY_VALUES_PER_BYTE
     count = 0
     for n in range(random_bytes.shape[0]):
         value = random_bytes[n]
@@ -80,7 +87,7 @@ def accept_ternary(random_bytes, accepted, trits):
         return False
     for digit in range(TERNARY_VALUES_PER_BYTE):
         start = digit * groups
-        for n in range(min(groups, DEGREE - start)):
+        for n in range(min(groups, degree - start)):
             quotient = np.uint8((np.uint32(accepted[n]) * np.uint32(171)) >> np.uint32(9))  # floor(value / 3)
             trits[start + n] = np.uint8(accepted[n] - np.uint8(3) * quotient)
             accepted[n] = quotient
@@ -90,17 +97,16 @@ def accept_ternary(random_bytes, accepted, trits):
 
 @kernel
 def centred_binomial(words, errors):
-    """int32 [4096] of variance 10.5 from uint64 [ERROR_WORDS]: 42 bits a value, 126 of 128 bits used."""
+    """int32 values of variance 10.5, three from two uint64 ``words``: 42 bits a value, 126 of 128 bits used."""
     low = np.uint64((1 << 42) - 1)
     shift = np.uint64(43)
     half = np.int32(ERROR_HALF_WIDTH)
-    for n in range(ERROR_GROUP):
-        errors[n] = np.int32(count_ones(words[n] & low)) - half
-    for n in range(ERROR_GROUP):
-        errors[ERROR_GROUP + n] = np.int32(count_ones(words[ERROR_GROUP + n] & low)) - half
-    for n in range(DEGREE - 2 * ERROR_GROUP):
-        ones = count_ones(words[n] >> shift) + count_ones(words[ERROR_GROUP + n] >> shift)
-        errors[2 * ERROR_GROUP + n] = np.int32(ones) - half
+    group = words.shape[0] // 2
+    for n in range(group):
+        first, second = words[n], words[group + n]
+        errors[n] = np.int32(count_ones(first & low)) - half
+        errors[group + n] = np.int32(count_ones(second & low)) - half
+        errors[2 * group + n] = np.int32(count_ones(first >> shift) + count_ones(second >> shift)) - half
 
 
 @kernel
@@ -138,13 +144,13 @@ def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, work, signed
     """b = -a s + NTT(e + Δ m), fully reduced, for every ciphertext of a request.
 
     mantissas int32 [T, d]; plan (T', d', r'); scale uint32 [primes, 2] (Δ and its Shoup quotient); words
-    uint64 [C, ERROR_WORDS]; uniform a, b uint32 [C, primes, 4096]; negated_key uint32 [primes, 2, 4096];
-    scratch: work uint32 [4096], signed int32 [2, 3 ERROR_GROUP].
+    uint64 [C, error_words]; uniform a, b uint32 [C, primes, N]; negated_key uint32 [primes, 2, N]; scratch: work
+    uint32 [N], signed int32 [2, at least N and 3 error_words / 2].
     """
     tokens, channels = mantissas.shape
     plan_tokens, plan_channels, _ = plan
     blocks = (channels + plan_channels - 1) // plan_channels
-    filled = plan_tokens * plan_channels
+    filled, degree = plan_tokens * plan_channels, work.shape[0]
     errors, message = signed[0], signed[1]
     for index in range(b.shape[0]):
         chunk, block = index // blocks, index % blocks
@@ -161,7 +167,7 @@ def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, work, signed
             prime = primes[i]
             double = np.uint32(2 * prime)
             factor, factor_shoup = scale[i, 0], scale[i, 1]
-            for n in range(DEGREE):
+            for n in range(degree):
                 work[n] = np.uint32(np.uint32(errors[n]) + prime)
             for n in range(filled):
                 value = np.uint32(np.uint32(message[n]) + double)
@@ -169,7 +175,7 @@ def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, work, signed
             output = b[index, i]
             forward(work, output, factors[i], prime)
             mask, key, key_shoup = uniform[index, i], negated_key[i, 0], negated_key[i, 1]
-            for n in range(DEGREE):
+            for n in range(degree):
                 value = reduce_once(output[n], double)
                 value = np.uint32(value + multiply_shoup(mask[n], key[n], key_shoup[n], prime))
                 output[n] = reduce_once(reduce_once(value, double), prime)
@@ -177,13 +183,13 @@ def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, work, signed
 
 @kernel
 def all_reduced(residues, primes):
-    """Whether every residue of uint32 [n, primes, 4096] is below its prime."""
+    """Whether every residue of uint32 [n, primes, N] is below its prime."""
     reduced = True
     for index in range(residues.shape[0]):
         for i in range(primes.shape[0]):
             row = residues[index, i]
             largest = np.uint32(0)
-            for n in range(DEGREE):
+            for n in range(row.shape[0]):
                 largest = max(largest, row[n])
             reduced &= largest < primes[i]
     return reduced
@@ -191,7 +197,7 @@ def all_reduced(residues, primes):
 
 @kernel
 def encode_weights(integers, plan, encoded, scratch, transformed, factors, primes):
-    """Transform int32 [rows, d] weights into uint32 [primes, 64 / T', row groups, blocks, 64].
+    """Transform int32 [rows, d] weights into uint32 [primes, N / (64 T'), row groups, blocks, 64].
 
     A weight polynomial has only powers of X^T', so T' neighbouring rows of 64 transform values are equal: one
     is kept.
@@ -203,7 +209,7 @@ def encode_weights(integers, plan, encoded, scratch, transformed, factors, prime
         for block in range(blocks):
             for i in range(primes.shape[0]):
                 prime = primes[i]
-                for n in range(DEGREE):
+                for n in range(scratch.shape[0]):
                     scratch[n] = np.uint32(0)
                 for j in range(min(rows, total_rows - group * rows)):
                     for c in range(min(channels, total_channels - block * channels)):
@@ -218,14 +224,15 @@ def encode_weights(integers, plan, encoded, scratch, transformed, factors, prime
 
 @kernel
 def accumulate(weights, b, a, chunks, sums, constants):
-    """Σ_blocks (b, a)·Ŵ for every response: uint32 [responses, primes, 2, 4096], below 2p.
+    """Σ_blocks (b, a)·Ŵ for every response: uint32 [responses, primes, 2, N], below 2p.
 
-    weights as `encode_weights` makes them; b, a uint32 [chunks * blocks, primes, 4096]. In this order of
+    weights as `encode_weights` makes them; b, a uint32 [chunks * blocks, primes, N]. In this order of
     loops the weights of one segment and the inputs of one row of 64 stay in the first-level cache.
     """
     prime_count, segments, groups, blocks, _ = weights.shape
-    rows = DEGREE // SEGMENT
-    stride = prime_count * DEGREE
+    degree = b.shape[2]
+    rows = degree // SEGMENT
+    stride = prime_count * degree
     flat_b, flat_a = b.reshape(-1), a.reshape(-1)
     flat_weights, flat_sums, flat_constants = weights.reshape(-1), sums.reshape(-1), constants.reshape(-1)
     for n in range(flat_sums.shape[0]):
@@ -236,13 +243,13 @@ def accumulate(weights, b, a, chunks, sums, constants):
             for group in range(groups):
                 weight_at = ((i * segments + segment) * groups + group) * blocks * SEGMENT
                 for chunk in range(chunks):
-                    sum_at = ((chunk * groups + group) * prime_count + i) * 2 * DEGREE + row * SEGMENT
-                    input_at = chunk * blocks * stride + i * DEGREE + row * SEGMENT
+                    sum_at = ((chunk * groups + group) * prime_count + i) * 2 * degree + row * SEGMENT
+                    input_at = chunk * blocks * stride + i * degree + row * SEGMENT
                     for block in range(0, blocks, MAX_PRODUCTS):
                         multiply_accumulate(
                             flat_sums,
                             sum_at,
-                            DEGREE,
+                            degree,
                             flat_weights,
                             weight_at + block * SEGMENT,
                             flat_b,
@@ -270,16 +277,18 @@ def _drop(residue, remainder, prime, inverse_factor, inverse_shoup):
 
 
 @inlined
-def _switch(r0, r1, r2, primes, drops):
-    """Exact centred modulus switch of reduced residues (r0, r1, r2): drop the last prime, then the middle
-    one.
+def _switch(residues, count, primes, drops):
+    """Exact centred modulus switch of ``residues[:, :count]``, uint32 [primes, ...] and fully reduced, to the first
+    prime: the others are dropped from the last to the second. In place; the result is in ``residues[0]``.
 
-    drops uint32 [3, 2]: 1/p2 mod p0, 1/p2 mod p1 and 1/p1 mod p0, each with its Shoup quotient.
+    drops uint32 [primes, primes, 2]: 1/p_k mod p_i at [k, i], and its Shoup quotient.
     """
-    remainder = _centred(r2, primes[2])
-    r0 = _drop(r0, remainder, primes[0], drops[0, 0], drops[0, 1])
-    r1 = _drop(r1, remainder, primes[1], drops[1, 0], drops[1, 1])
-    return _drop(r0, _centred(r1, primes[1]), primes[0], drops[2, 0], drops[2, 1])
+    for last in range(primes.shape[0] - 1, 0, -1):
+        dropped, dropped_prime = residues[last], primes[last]
+        for i in range(last):
+            row, prime, factor, factor_shoup = residues[i], primes[i], drops[last, i, 0], drops[last, i, 1]
+            for n in range(count):
+                row[n] = _drop(row[n], _centred(dropped[n], dropped_prime), prime, factor, factor_shoup)
 
 
 @inlined
@@ -290,23 +299,29 @@ def _with_error(residue, error, prime):
 
 
 @kernel
-def flood(words, residues, constants, flood_offset, primes):
-    """Residues uint32 [n, primes] of the sum of four uniform signed 64-bit integers, from uint64 [n, 4].
+def flood(words, residues, spare_bits, constants, flood_offset, primes):
+    """Residues uint32 [n, primes] of the sum of four uniform signed integers, from uint64 [n, 4, limbs].
 
-    An unsigned word minus 2**63 is a uniform signed one; ``flood_offset[i]`` is -4 * 2**63 mod p.
+    Each is read from its words, the least significant first, without the lowest ``spare_bits`` of the last word.
+    Minus half its range it would be signed; ``flood_offset[i]`` is -4 times that half mod p.
     """
+    limbs = words.shape[2]
     for n in range(words.shape[0]):
         for i in range(primes.shape[0]):
             prime = primes[i]
             double = np.uint32(2 * prime)
+            word, word_shoup, unit_shoup = constants[i, 1], constants[i, 2], constants[i, 3]
             total = flood_offset[i]
-            for k in range(FLOOD_WORDS):
-                high = np.uint32(words[n, k] >> np.uint64(32))
-                low = np.uint32(words[n, k] & np.uint64(0xFFFFFFFF))
-                product = multiply_shoup(high, constants[i, 1], constants[i, 2], prime)
-                total = reduce_once(np.uint32(total + product), double)
-                product = multiply_shoup(low, np.uint32(1), constants[i, 3], prime)
-                total = reduce_once(np.uint32(total + product), double)
+            for k in range(FLOOD_TERMS):
+                term = np.uint32(0)
+                for limb in range(limbs - 1, -1, -1):
+                    value = words[n, k, limb] >> (np.uint64(spare_bits) if limb == limbs - 1 else np.uint64(0))
+                    for shift in (np.uint64(32), np.uint64(0)):
+                        part = multiply_shoup(
+                            np.uint32((value >> shift) & np.uint64(0xFFFFFFFF)), np.uint32(1), unit_shoup, prime
+                        )
+                        term = reduce_once(np.uint32(multiply_shoup(term, word, word_shoup, prime) + part), double)
+                total = reduce_once(np.uint32(total + term), double)
             residues[n, i] = reduce_once(total, prime)
 
 
@@ -314,8 +329,8 @@ def flood(words, residues, constants, flood_offset, primes):
 def add_encryption_of_zero(sums, trits, public_key, scratch, transformed, factors, primes):
     """Add (pk0·u, pk1·u) to each response's (c0, c1) in the transform domain.
 
-    sums uint32 [responses, primes, 2, 4096], below 2p before and after; trits uint8 [responses, 4096], u + 1;
-    public_key uint32 [2, primes, 2, 4096].
+    sums uint32 [responses, primes, 2, N], below 2p before and after; trits uint8 [responses, N], u + 1;
+    public_key uint32 [2, primes, 2, N].
     """
     for response in range(sums.shape[0]):
         for i in range(primes.shape[0]):
@@ -323,7 +338,7 @@ def add_encryption_of_zero(sums, trits, public_key, scratch, transformed, factor
             double = np.uint32(2 * prime)
             offset = np.uint32(prime - np.uint32(1))
             row = trits[response]
-            for n in range(DEGREE):
+            for n in range(row.shape[0]):
                 scratch[n] = np.uint32(np.uint32(row[n]) + offset)
             forward(scratch, transformed, factors[i], prime)
             for half in range(2):
@@ -332,49 +347,48 @@ def add_encryption_of_zero(sums, trits, public_key, scratch, transformed, factor
                     public_key[half, i, 0],
                     public_key[half, i, 1],
                 )
-                for n in range(DEGREE):
+                for n in range(row.shape[0]):
                     product = multiply_shoup(transformed[n], key[n], key_shoup[n], prime)
                     total[n] = reduce_once(np.uint32(total[n] + product), double)
 
 
 @kernel
-def finish(sums, error_words, flood_residues, plan, skip, c1, c0, work, errors, factors, primes, drops):
+def finish(sums, error_words, flood_residues, plan, skip, c1, c0, work, wanted, errors, factors, primes, drops):
     """Back to coefficients, add e1 and f, switch the modulus, keep only the wanted coefficients of c0.
 
-    sums as above, overwritten; error_words uint64 [responses, ERROR_WORDS]; flood_residues uint32 [tokens,
-    rows, primes]; plan (T', d', r'); skip (log2 T', trailing zero bits of d'); c1 uint32 [responses, 4096];
-    c0 uint32 [tokens, rows]; scratch: work uint32 [3, 4096], errors int32 [3 ERROR_GROUP].
+    sums as above, overwritten; error_words uint64 [responses, error_words]; flood_residues uint32 [tokens, rows,
+    primes]; plan (T', d', r'); skip (see `Plan.skip`); c1 uint32 [responses, N]; c0 uint32 [tokens, rows]; scratch:
+    work uint32 [primes, N], wanted uint32 [primes, T' r'], errors int32 [3 error_words / 2].
     """
     tokens, rows = c0.shape
     plan_tokens, _, plan_rows = plan
     groups = (rows + plan_rows - 1) // plan_rows
+    degree = c1.shape[1]
     for response in range(sums.shape[0]):
         chunk, group = response // groups, response % groups
-        kept = sums[response]
-        for i in range(3):
-            inverse(kept[i, 1], work[i], factors[i], primes[i])
-            inverse_pruned(kept[i, 0], kept[i, 1], skip[0], skip[1], factors[i], primes[i])
+        first_token, first_row = chunk * plan_tokens, group * plan_rows
+        some_tokens, some_rows = min(plan_tokens, tokens - first_token), min(plan_rows, rows - first_row)
         centred_binomial(error_words[response], errors)
-        r0, r1, r2, output = work[0], work[1], work[2], c1[response]
-        for n in range(DEGREE):
-            output[n] = _switch(
-                _with_error(r0[n], errors[n], primes[0]),
-                _with_error(r1[n], errors[n], primes[1]),
-                _with_error(r2[n], errors[n], primes[2]),
-                primes,
-                drops,
-            )
-        for token in range(min(plan_tokens, tokens - chunk * plan_tokens)):
-            for row in range(min(plan_rows, rows - group * plan_rows)):
-                at = wanted_position(token, row, plan, skip)
-                mask = flood_residues[chunk * plan_tokens + token, group * plan_rows + row]
-                c0[chunk * plan_tokens + token, group * plan_rows + row] = _switch(
-                    _with_error(kept[0, 1, at], np.int32(mask[0]), primes[0]),
-                    _with_error(kept[1, 1, at], np.int32(mask[1]), primes[1]),
-                    _with_error(kept[2, 1, at], np.int32(mask[2]), primes[2]),
-                    primes,
-                    drops,
-                )
+        for i in range(primes.shape[0]):
+            prime = primes[i]
+            c0_values, c1_values, row, chosen = sums[response, i, 0], sums[response, i, 1], work[i], wanted[i]
+            inverse(c1_values, row, factors[i], prime)
+            for n in range(degree):
+                row[n] = _with_error(row[n], errors[n], prime)
+            inverse_pruned(c0_values, c1_values, skip[0], skip[1], factors[i], prime)
+            for token in range(some_tokens):
+                for j in range(some_rows):
+                    value = c1_values[wanted_position(token, j, plan, skip)]
+                    mask = flood_residues[first_token + token, first_row + j, i]
+                    chosen[token * some_rows + j] = _with_error(value, np.int32(mask), prime)
+        _switch(work, degree, primes, drops)
+        _switch(wanted, some_tokens * some_rows, primes, drops)
+        output = c1[response]
+        for n in range(degree):
+            output[n] = work[0, n]
+        for token in range(some_tokens):
+            for j in range(some_rows):
+                c0[first_token + token, first_row + j] = wanted[0, token * some_rows + j]
 
 
 @inlined
@@ -388,7 +402,7 @@ def wanted_position(token, row, plan, skip):
 def decrypt(c1, c0, plan, skip, key, values, scratch, transformed, factors, prime):
     """int32 [tokens, rows] ``values``: centred (c0 + c1·s) mod p0 at the wanted coefficients.
 
-    c1 uint32 [responses, 4096]; c0 uint32 [tokens, rows]; key uint32 [2, 4096]; plan and skip as in `finish`.
+    c1 uint32 [responses, N]; c0 uint32 [tokens, rows]; key uint32 [2, N]; plan and skip as in `finish`.
     """
     tokens, rows = c0.shape
     plan_tokens, _, plan_rows = plan
@@ -396,10 +410,10 @@ def decrypt(c1, c0, plan, skip, key, values, scratch, transformed, factors, prim
     double = np.uint32(2 * prime)
     for response in range(c1.shape[0]):
         chunk, group = response // groups, response % groups
-        for n in range(DEGREE):
+        for n in range(c1.shape[1]):
             scratch[n] = c1[response, n]
         forward(scratch, transformed, factors, prime)
-        for n in range(DEGREE):
+        for n in range(c1.shape[1]):
             transformed[n] = multiply_shoup(transformed[n], key[0, n], key[1, n], prime)
         inverse_pruned(transformed, scratch, skip[0], skip[1], factors, prime)
         for token in range(chunk * plan_tokens, min((chunk + 1) * plan_tokens, tokens)):

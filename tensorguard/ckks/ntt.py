@@ -1,10 +1,14 @@
-"""The negacyclic number-theoretic transform of degree 4096, forward, inverse and pruned inverse.
+"""The negacyclic number-theoretic transform of degree 4096 or 8192, forward, inverse and pruned inverse.
 
 Longa and Naehrig ("Speeding up the number theoretic transform", 2016) with Harvey's lazy reduction, four
 passes of three stages each. Between the second and third pass the 64x64 matrix of coefficients is transposed,
 so that every pass works on contiguous lanes; it is not transposed back. Position n = 64 c + r of the
 transform domain holds the value at ψ^(2 (64 rev(c) + rev(r)) + 1), where rev reverses six bits and ψ is
 `primitive_root`.
+
+Degree 8192 is one butterfly stage that splits X^8192 + 1 into X^4096 - ψ^4096 and X^4096 + ψ^4096, and then
+the same four passes on each half h with tables of its own: position 4096 h + n holds the value at
+ψ^(2 (2 (64 rev(c) + rev(r)) + h) + 1).
 """
 
 # numba compiles the kernels from the types it sees, so they carry no annotations.
@@ -28,17 +32,22 @@ from tensorguard.ckks.simd import (
     inverse_lanes,
     inverse_pair,
     inverse_pair_lanes,
+    split_pair,
     transpose_tile,
 )
 
-DEGREE = 4096
+HALF = 4096
+"""Degree of one transform of four passes; a ring of degree 8192 has two halves."""
 SIDE = 64
 
 FORWARD, INVERSE, PRUNED = range(3)
-"""First axis of a prime's tables; the second is (factor, its Shoup quotient)."""
+"""Axis of the tables of one half; the next is (factor, its Shoup quotient). Entry 0 of FORWARD belongs to no pass: at
+degree 8192 it holds the factor of the splitting stage, in the first half that of the forward, in the second that of the
+inverse transform.
+"""
 
 
-def primitive_root(prime: int, degree: int = DEGREE) -> int:
+def primitive_root(prime: int, degree: int) -> int:
     """ψ: g^((p-1)/2N) for the smallest g >= 2 that gives ψ^N = -1, a primitive 2N-th root of unity."""
     for g in range(2, prime):
         root = pow(g, (prime - 1) // (2 * degree), prime)
@@ -54,17 +63,28 @@ def shoup(factors: npt.NDArray[np.uint32], prime: int) -> npt.NDArray[np.uint32]
     return ((factors.astype(np.uint64) << np.uint64(32)) // np.uint64(prime)).astype(np.uint32)
 
 
-def _powers(root: int, prime: int) -> npt.NDArray[np.uint32]:
+def _powers(root: int, prime: int, degree: int) -> npt.NDArray[np.uint32]:
     """root^bitreverse(k) for k < N."""
-    powers = np.empty(DEGREE, np.uint64)
+    powers = np.empty(degree, np.uint64)
     power = 1
-    for exponent in range(DEGREE):
+    for exponent in range(degree):
         powers[exponent] = power
         power = power * root % prime
-    reversed_index = np.zeros(DEGREE, np.int64)
-    for bit in range(12):
-        reversed_index |= (np.arange(DEGREE) >> bit & 1) << (11 - bit)
+    reversed_index = np.zeros(degree, np.int64)
+    bits = degree.bit_length() - 1
+    for bit in range(bits):
+        reversed_index |= (np.arange(degree) >> bit & 1) << (bits - 1 - bit)
     return powers[reversed_index].astype(np.uint32)
+
+
+def _half(roots: npt.NDArray[np.uint32], half: int) -> npt.NDArray[np.uint32]:
+    """The factors below node 2 + half of the binary tree that ``roots`` lists level by level, listed likewise."""
+    part = np.empty(HALF, np.uint32)
+    for level in range(12):
+        nodes = 1 << level
+        part[nodes : 2 * nodes] = roots[nodes * (2 + half) : nodes * (3 + half)]
+    part[0] = roots[0]
+    return part
 
 
 def _in_pass_order(roots: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
@@ -87,22 +107,26 @@ def _in_pruned_order(roots: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
 
 
 @lru_cache(maxsize=8)
-def tables(primes: tuple[int, ...]) -> npt.NDArray[np.uint32]:
-    """uint32 [primes, 3, 2, 4096]: for each prime the factors of `FORWARD`, `INVERSE` and `PRUNED`,
-    read-only.
+def tables(primes: tuple[int, ...], degree: int) -> npt.NDArray[np.uint32]:
+    """uint32 [primes, N / 4096, 3, 2, 4096]: for each prime and half the factors of `FORWARD`, `INVERSE` and
+    `PRUNED`, read-only.
     """
-    result = np.empty((len(primes), 3, 2, DEGREE), np.uint32)
+    halves = degree // HALF
+    result = np.empty((len(primes), halves, 3, 2, HALF), np.uint32)
     for index, prime in enumerate(primes):
-        root = primitive_root(prime)
-        inverse_roots = _powers(pow(root, -1, prime), prime)
-        # The last inverse stage also divides by N: one output is scaled, the other's factor includes it.
-        scale = pow(DEGREE, -1, prime)
-        inverse_roots[1] = int(inverse_roots[1]) * scale % prime
-        inverse_roots[0] = scale
-        result[index, FORWARD, 0] = _in_pass_order(_powers(root, prime))
-        result[index, INVERSE, 0] = _in_pass_order(inverse_roots)
-        result[index, PRUNED, 0] = _in_pruned_order(inverse_roots)
-        result[index, :, 1] = shoup(result[index, :, 0], prime)
+        root = primitive_root(prime, degree)
+        both = (_powers(root, prime, degree), _powers(pow(root, -1, prime), prime, degree))
+        for half in range(halves):
+            roots, inverse_roots = (_half(roots, half) if halves == 2 else roots for roots in both)
+            # The last inverse stage of a half also divides by N: one output is scaled, the other's factor includes it.
+            scale = pow(degree, -1, prime)
+            inverse_roots[1] = int(inverse_roots[1]) * scale % prime
+            inverse_roots[0] = scale
+            roots[0] = both[half][1]
+            result[index, half, FORWARD, 0] = _in_pass_order(roots)
+            result[index, half, INVERSE, 0] = _in_pass_order(inverse_roots)
+            result[index, half, PRUNED, 0] = _in_pruned_order(inverse_roots)
+        result[index, :, :, 1] = shoup(result[index, :, :, 0], prime)
     result.flags.writeable = False
     return result
 
@@ -121,8 +145,7 @@ def reduce_once(value, modulus):
 
 
 @kernel
-def forward(source, target, factors, prime):
-    """Transform ``source`` (uint32 [4096], below 4p, overwritten) into ``target`` (below 4p)."""
+def _forward_half(source, target, factors, prime):
     value, quotient = factors[FORWARD, 0], factors[FORWARD, 1]
     for j in range(0, 512, 16):
         forward_block(source, j, 512, value, quotient, 1, prime)
@@ -141,8 +164,19 @@ def forward(source, target, factors, prime):
 
 
 @kernel
-def inverse(source, target, factors, prime):
-    """Inverse transform of ``source`` (uint32 [4096], below 2p, overwritten) into ``target`` (below 2p)."""
+def forward(source, target, factors, prime):
+    """Transform ``source`` (uint32 [N], below 4p, overwritten) into ``target`` (below 4p)."""
+    halves = factors.shape[0]
+    if halves == 2:
+        for n in range(0, HALF, LANES):
+            split_pair(source, n, HALF + n, factors[0, FORWARD, 0], factors[0, FORWARD, 1], 0, prime)
+    for half in range(halves):
+        start, end = half * HALF, (half + 1) * HALF
+        _forward_half(source[start:end], target[start:end], factors[half], prime)
+
+
+@kernel
+def _inverse_half(source, target, factors, prime):
     value, quotient = factors[INVERSE, 0], factors[INVERSE, 1]
     for block in range(8):
         for j in range(0, 64, 16):
@@ -158,6 +192,24 @@ def inverse(source, target, factors, prime):
             inverse_block(target, 512 * block + j, 64, value, quotient, 8 + 7 * block, prime)
     for j in range(0, 512, 16):
         inverse_block_scaled(target, j, 512, value, quotient, 1, prime)
+
+
+@inlined
+def _join(values, count, factors, prime):
+    """The last inverse stage at degree 8192: in place on the first ``count`` values of both halves, below 2p."""
+    for n in range(0, count, LANES):
+        inverse_pair(values, n, HALF + n, HALF + n, factors[1, FORWARD, 0], factors[1, FORWARD, 1], 0, prime)
+
+
+@kernel
+def inverse(source, target, factors, prime):
+    """Inverse transform of ``source`` (uint32 [N], below 2p, overwritten) into ``target`` (below 2p)."""
+    halves = factors.shape[0]
+    for half in range(halves):
+        start, end = half * HALF, (half + 1) * HALF
+        _inverse_half(source[start:end], target[start:end], factors[half], prime)
+    if halves == 2:
+        _join(target, HALF, factors, prime)
 
 
 @kernel
@@ -195,13 +247,7 @@ def _column_stage(values, pairs, distance, width, full, value, quotient, prime):
 
 
 @kernel
-def inverse_pruned(source, target, keep, skip, factors, prime):
-    """Only the coefficients k of the inverse transform whose bits keep .. keep + skip - 1 are all ones.
-
-    Of the ``skip`` inverse stages after the first ``keep`` <= 6 only the differences are needed, and what is
-    left closes up. Coefficient k ends, below 2p, at ``target[pruned_position(k, keep, skip)]``. Input below
-    2p; the source is overwritten.
-    """
+def _inverse_pruned_half(source, target, keep, skip, factors, prime):
     value, quotient = factors[PRUNED, 0], factors[PRUNED, 1]
     first_stage, pairs, distance = 0, SIDE // 2, 1
     if keep >= 3:
@@ -231,36 +277,53 @@ def inverse_pruned(source, target, keep, skip, factors, prime):
             target[n] = multiply_shoup(target[n], value[0], quotient[0], prime)
 
 
+@kernel
+def inverse_pruned(source, target, keep, skip, factors, prime):
+    """Only the coefficients k of the inverse transform whose bits keep .. keep + skip - 1 are all ones.
+
+    Of the ``skip`` inverse stages after the first ``keep`` <= 6 only the differences are needed, and what is
+    left closes up; keep + skip <= 12, so the stage that joins two halves is never skipped. Coefficient k ends,
+    below 2p, at ``target[pruned_position(k, keep, skip)]``. Input below 2p; the source is overwritten.
+    """
+    halves = factors.shape[0]
+    for half in range(halves):
+        start, end = half * HALF, (half + 1) * HALF
+        _inverse_pruned_half(source[start:end], target[start:end], keep, skip, factors[half], prime)
+    if halves == 2:
+        _join(target, HALF >> max(keep + skip - 6, 0), factors, prime)
+
+
 @inlined
 def pruned_position(coefficient, keep, skip):
-    """Where `inverse_pruned` leaves this coefficient: both halves of its index with the skipped bits closed
-    up.
+    """Where `inverse_pruned` leaves this coefficient: in its half, the upper and the lower six bits of its index with
+    the skipped ones closed up.
     """
+    half, coefficient = coefficient & HALF, coefficient & (HALF - 1)
     column = coefficient & 63
     line = (column & ((1 << keep) - 1)) | ((column >> min(keep + skip, 6)) << keep)
-    return 64 * (coefficient >> (6 + max(keep + skip - 6, 0))) + line
+    return half + 64 * (coefficient >> (6 + max(keep + skip - 6, 0))) + line
 
 
 @kernel
 def forward_all(polynomials, target, factors, primes):
-    """Transform uint32 [n, primes, 4096] below 4p (overwritten) into ``target``, fully reduced."""
+    """Transform uint32 [n, primes, N] below 4p (overwritten) into ``target``, fully reduced."""
     for index in range(polynomials.shape[0]):
         for i in range(primes.shape[0]):
             prime = primes[i]
             output = target[index, i]
             forward(polynomials[index, i], output, factors[i], prime)
-            for n in range(DEGREE):
+            for n in range(output.shape[0]):
                 output[n] = reduce_once(reduce_once(output[n], np.uint32(2 * prime)), prime)
 
 
 @kernel
 def inverse_all(polynomials, target, factors, primes):
-    """Inverse of `forward_all`: uint32 [n, primes, 4096] below 2p (overwritten) into ``target``, fully
+    """Inverse of `forward_all`: uint32 [n, primes, N] below 2p (overwritten) into ``target``, fully
     reduced.
     """
     for index in range(polynomials.shape[0]):
         for i in range(primes.shape[0]):
             output = target[index, i]
             inverse(polynomials[index, i], output, factors[i], primes[i])
-            for n in range(DEGREE):
+            for n in range(output.shape[0]):
                 output[n] = reduce_once(output[n], primes[i])

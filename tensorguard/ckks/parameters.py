@@ -16,7 +16,14 @@ from tensorguard.errors import ConfigurationError
 MANTISSA_BITS = 30
 """Fixed-point bits of one normalised activation."""
 
-_BOUNDS = {4096: (109, 101)}
+TERNARY = "uniform ternary"
+CENTRED_BINOMIAL = "centred binomial"
+ERROR_VARIANCE = 10.5
+"""What the samplers make; a set that states anything else is refused."""
+
+_BOUNDS = {4096: (109, 101), 8192: (218, 202)}
+_LARGEST_FLOOD = 2.0**-10
+"""Of p0, after the modulus switch: inner products leave a tenth of the range, the host accepts 0.46 of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +31,10 @@ class ParameterSet:
     """Everything both sides must agree on. Public.
 
     ``primes[0]`` is the prime that a response keeps; the others are dropped from the last to the second.
-    ``error_variance`` is that of the centred binomial error, ``flood_bits`` the width of each of the four
-    uniform integers whose sum floods a response, ``weight_bits`` the fixed-point width w of adapter weights.
+    ``error_variance`` is that of the error, ``flood_bits`` the width of each of the four uniform integers whose sum
+    floods a response, ``weight_bits`` the fixed-point width w of adapter weights. The security bounds are the largest
+    log2 q for 128-bit security at this degree. Raises ConfigurationError for a set over a bound, or one that the
+    engine cannot compute with.
     """
 
     name: str
@@ -36,6 +45,8 @@ class ParameterSet:
     weight_bits: int
     security_bound_classical: int
     security_bound_quantum: int
+    secret_distribution: str = TERNARY
+    error_distribution: str = CENTRED_BINOMIAL
 
     def __post_init__(self) -> None:
         if self.degree not in _BOUNDS:
@@ -48,12 +59,17 @@ class ParameterSet:
                 f"log2 q = {self.modulus_bits:.1f} exceeds {min(bounds)}, the bound for 128-bit security "
                 f"at degree {self.degree}; use fewer or smaller primes"
             )
-        if len(set(self.primes)) != len(self.primes) or len(self.primes) != 3:
-            raise ConfigurationError("a parameter set has three distinct primes")
+        if len(set(self.primes)) != len(self.primes) or not 3 <= len(self.primes) <= 5:
+            raise ConfigurationError("a parameter set has three to five distinct primes")
         if any(not 2**29 < p < 2**30 or p % (2 * self.degree) != 1 or not _is_prime(p) for p in self.primes):
             raise ConfigurationError("primes must have 30 bits and be 1 modulo twice the ring degree")
-        if self.error_variance != 10.5 or self.flood_bits != 64:
-            raise ConfigurationError("the samplers make errors of variance 10.5 and floods of four 64-bit integers")
+        made = (TERNARY, CENTRED_BINOMIAL, ERROR_VARIANCE)
+        if (self.secret_distribution, self.error_distribution, self.error_variance) != made:
+            raise ConfigurationError(
+                f"the samplers make a {made[0]} secret and a {made[1]} error of variance {made[2]}"
+            )
+        if not 64 <= self.flood_bits <= 120 or 2.0 ** (self.flood_bits + 1) > _LARGEST_FLOOD * self.modulus:
+            raise ConfigurationError("flood_bits must be 64 to 120, and leave room in q for the inner products")
         if not 12 <= self.weight_bits <= 16:
             raise ConfigurationError("weight_bits must be 12 to 16")
 
@@ -65,6 +81,28 @@ class ParameterSet:
     def modulus_bits(self) -> float:
         return math.log2(self.modulus)
 
+    @property
+    def dropped(self) -> int:
+        """What the modulus switch of a response divides by: every prime but the first."""
+        return self.modulus // self.primes[0]
+
+    @property
+    def depth(self) -> int:
+        """Products in a row that the set allows, all by plaintext polynomials: one. The first already takes the scale
+        to the top of q (`scale`), and its modulus switch leaves one prime.
+        """
+        return 1
+
+    @property
+    def precision_bits(self) -> float:
+        """How many bits the largest inner product stands above the standard deviation that encryption adds to it."""
+        return -math.log2(self.noise(1.0))
+
+    @property
+    def flood_variance(self) -> float:
+        """Variance of the flood, before the modulus switch (a uniform b-bit integer has 2**2b / 12)."""
+        return 2.0 ** (2 * self.flood_bits) / 3.0
+
     def norm_bound(self, d_in: int, largest_rank: int) -> float:
         """Largest Frobenius norm of a projection's integer weights: 2**w * sqrt(d_in * r_max)."""
         return float(2**self.weight_bits * math.sqrt(d_in * largest_rank))
@@ -73,8 +111,7 @@ class ParameterSet:
         """Standard deviation of what encryption adds to one decrypted W·m, relative to |m|, in units of the integer
         weights: the flood and the rounding of c1, both after the modulus switch (docs/protocol.md, "Precision").
         """
-        dropped = self.modulus / self.primes[0]
-        flood = 2.0 ** (2 * self.flood_bits) / 3.0 / dropped**2
+        flood = self.flood_variance / float(self.dropped) ** 2
         rounding = (1.0 + 2.0 * self.degree / 3.0) / 12.0
         return math.sqrt(flood + rounding) * norm_bound / (0.45 * self.primes[0])
 
@@ -103,21 +140,33 @@ def _is_prime(n: int) -> bool:
     return True
 
 
-def _degree_4096(weight_bits: int) -> ParameterSet:
-    return ParameterSet(
-        name=f"n4096-q90-w{weight_bits}",
-        degree=4096,
-        primes=(1073692673, 1073668097, 1073651713),
-        error_variance=10.5,
-        flood_bits=64,
-        weight_bits=weight_bits,
-        security_bound_classical=109,
-        security_bound_quantum=101,
-    )
+def _family(name: str, degree: int, primes: tuple[int, ...], flood_bits: int) -> list[ParameterSet]:
+    """The sets that differ in weight bits alone."""
+    classical, quantum = _BOUNDS[degree]
+    return [
+        ParameterSet(
+            name=f"{name}-w{weight_bits}",
+            degree=degree,
+            primes=primes,
+            error_variance=ERROR_VARIANCE,
+            flood_bits=flood_bits,
+            weight_bits=weight_bits,
+            security_bound_classical=classical,
+            security_bound_quantum=quantum,
+        )
+        for weight_bits in range(12, 17)
+    ]
 
 
 PARAMETER_SETS: Mapping[str, ParameterSet] = MappingProxyType(
-    {parameters.name: parameters for parameters in map(_degree_4096, range(12, 17))}
+    {
+        parameters.name: parameters
+        for family in (
+            _family("n4096-q90", 4096, (1073692673, 1073668097, 1073651713), 64),
+            _family("n8192-q150", 8192, (1073692673, 1073643521, 1073479681, 1073430529, 1073299457), 112),
+        )
+        for parameters in family
+    }
 )
 DEFAULT_PARAMETER_SET = "n4096-q90-w12"
 

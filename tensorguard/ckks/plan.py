@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.errors import InvalidInputError
 
-DEGREE = 4096
+MAX_DEGREE = 8192
 MAX_OUTPUTS = 128
 """Wanted coefficients per response. More would let a malformed public key read the mask out."""
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -44,8 +44,8 @@ class Plan:
             raise InvalidInputError("a plan needs at least one token, channel and row")
         if self.tokens not in TOKEN_COUNTS:
             raise InvalidInputError(f"a plan's tokens are one of {TOKEN_COUNTS}")
-        if self.tokens * self.channels * self.rows > DEGREE:
-            raise InvalidInputError(f"plan {self.identifier} exceeds the ring degree {DEGREE}")
+        if self.tokens * self.channels * self.rows > MAX_DEGREE:
+            raise InvalidInputError(f"plan {self.identifier} exceeds the ring degree {MAX_DEGREE}")
         if self.tokens * self.rows > MAX_OUTPUTS:
             raise InvalidInputError(f"plan {self.identifier} asks for more than {MAX_OUTPUTS} outputs per response")
 
@@ -61,14 +61,22 @@ class Plan:
             raise InvalidInputError("a plan identifier looks like t8.c64.r8")
         return cls(*map(int, match.groups()))
 
+    def check(self, parameters: ParameterSet) -> None:
+        """Raises InvalidInputError if the plan does not fit into one polynomial of this parameter set."""
+        if self.tokens * self.channels * self.rows > parameters.degree:
+            raise InvalidInputError(
+                f"plan {self.identifier} exceeds the ring degree {parameters.degree} of {parameters.name}"
+            )
+
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.tokens, self.channels, self.rows
 
     @property
     def skip(self) -> tuple[int, int]:
-        """For the pruned inverse transform: log2 T', then the trailing zero bits of d'."""
-        return self.tokens.bit_length() - 1, (self.channels & -self.channels).bit_length() - 1
+        """For the pruned inverse transform: log2 T', then the trailing zero bits of d', together 12 at most."""
+        kept = self.tokens.bit_length() - 1
+        return kept, min((self.channels & -self.channels).bit_length() - 1, 12 - kept)
 
     def blocks(self, d_in: int) -> int:
         return -(-d_in // self.channels)
@@ -88,7 +96,7 @@ class Plan:
         return self.chunks(tokens) * self.row_groups(rows)
 
     def polynomials(self, d_in: int, rows: int) -> int:
-        """Weight polynomials of this plan; each is 12 N / T' bytes in memory."""
+        """Weight polynomials of this plan; each is 4 N / T' bytes and prime in memory."""
         return self.blocks(d_in) * self.row_groups(rows)
 
     def cost(self, tokens: int, d_in: int, rows: int) -> float:
@@ -108,22 +116,20 @@ def compile_plans(
 
     Each plan needs about 12 bytes of memory per weight.
     """
-    if parameters.degree != DEGREE:
-        raise InvalidInputError(f"plans exist for ring degree {DEGREE}")
     if not (1 <= d_in <= MAX_CHANNELS and 1 <= rows <= MAX_ROWS):
         raise InvalidInputError(f"a group has 1 to {MAX_CHANNELS} channels and 1 to {MAX_ROWS} rows")
-    return tuple(sorted({_best(tokens, d_in, rows) for tokens in token_counts}))
+    return tuple(sorted({_best(parameters.degree, tokens, d_in, rows) for tokens in token_counts}))
 
 
-def _best(tokens: int, d_in: int, rows: int) -> Plan:
+def _best(degree: int, tokens: int, d_in: int, rows: int) -> Plan:
     candidates = set()
     for plan_rows in range(1, min(rows, MAX_OUTPUTS // tokens) + 1):
-        widest = min(DEGREE // (tokens * plan_rows), d_in)
+        widest = min(degree // (tokens * plan_rows), d_in)
         # Multiples of 32 let the inverse transform skip most of its work.
         for channels in {widest, max(widest // 32 * 32, 1)}:
             blocks = -(-d_in // channels)
             rounded = (d_in + 32 * blocks - 1) // (32 * blocks) * 32
-            narrowest = rounded if tokens * rounded * plan_rows <= DEGREE else channels
+            narrowest = rounded if tokens * rounded * plan_rows <= degree else channels
             candidates.add(Plan(tokens, narrowest, -(-rows // -(-rows // plan_rows))))
     return min(candidates, key=lambda plan: (plan.cost(tokens, d_in, rows), plan.channels % 32 != 0, plan))
 

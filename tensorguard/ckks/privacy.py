@@ -12,9 +12,6 @@ from tensorguard.ckks.plan import Plan
 from tensorguard.ckks.weights import GroupWeights
 from tensorguard.errors import InvalidInputError
 
-FLOOD_VARIANCE = 2.0**128 / 3.0
-"""Of the sum of four uniform signed 64-bit integers."""
-
 
 def phase_error_variance(parameters: ParameterSet, weights: GroupWeights, plan: Plan) -> float:
     """δ²: variance of the noise under the flood, largest over the response polynomials of this plan."""
@@ -37,5 +34,5 @@ def total_variation(
     if not chosen:
         raise InvalidInputError("need at least one plan")
     variance = max(phase_error_variance(parameters, weights, plan) for plan in chosen)
-    divergence = 1.04 * variance / (2.0 * FLOOD_VARIANCE)
+    divergence = 1.04 * variance / (2.0 * parameters.flood_variance)
     return 0.5 * (math.log2(coefficients) + math.log2(divergence) - 1.0)

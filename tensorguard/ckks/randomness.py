@@ -95,10 +95,10 @@ class SecretStream:
     def ternary(self, count: int, degree: int) -> npt.NDArray[np.uint8]:
         """uint8 [count, degree], uniform on 0, 1, 2 (that is, ternary plus one)."""
         trits = np.empty((count, degree), np.uint8)
-        accepted = np.empty(1024, np.uint8)
-        drawn = self.words(count, 128).view(np.uint8)
+        accepted = np.empty(degree // 4, np.uint8)
+        drawn = self.words(count, degree // 32).view(np.uint8)
         for row in range(count):
-            # 1,024 bytes hold the 820 groups of digits that are needed except with probability below 2**-200.
+            # N / 4 bytes hold the N / 5 groups of digits that are needed except with probability below 2**-200.
             while not kernels.accept_ternary(drawn[row], accepted, trits[row]):
-                drawn[row] = self.words(128).view(np.uint8)
+                drawn[row] = self.words(degree // 32).view(np.uint8)
         return trits

@@ -18,9 +18,9 @@ Residues = npt.NDArray[np.uint32]
 class Ring:
     """Arrays are read-only and shared.
 
-    primes uint32 [3]; factors uint32 [3, 3, 2, 4096] (see `ntt.tables`); constants uint32 [3, 4]: p, 2**32
-    mod p, its Shoup quotient, floor(2**32 / p); drops uint32 [3, 2] for the modulus switch: 1/p2 mod p0, 1/p2
-    mod p1, 1/p1 mod p0; flood_offset uint32 [3]: -2**65 mod p.
+    With L primes: primes uint32 [L]; factors uint32 [L, N / 4096, 3, 2, 4096] (see `ntt.tables`); constants uint32
+    [L, 4]: p, 2**32 mod p, its Shoup quotient, floor(2**32 / p); drops uint32 [L, L, 2] for the modulus switch:
+    1/p_k mod p_i at [k, i] for i < k, and its Shoup quotient; flood_offset uint32 [L]: -2**(flood_bits + 1) mod p.
     """
 
     primes: Residues
@@ -30,11 +30,11 @@ class Ring:
     flood_offset: Residues
 
     def scale(self, value: int) -> Residues:
-        """uint32 [3, 2]: ``value`` modulo each prime, and the Shoup quotient."""
+        """uint32 [L, 2]: ``value`` modulo each prime, and the Shoup quotient."""
         return _with_quotient([(value % int(p), int(p)) for p in self.primes])
 
     def with_quotient(self, polynomial: Residues) -> Residues:
-        """uint32 [3, 2, 4096] of reduced [3, 4096]: the operand and its Shoup quotients."""
+        """uint32 [L, 2, N] of reduced [L, N]: the operand and its Shoup quotients."""
         result = np.empty((len(self.primes), 2, polynomial.shape[-1]), np.uint32)
         result[:, 0] = polynomial
         for index, prime in enumerate(self.primes):
@@ -49,17 +49,20 @@ def _with_quotient(pairs: list[tuple[int, int]]) -> Residues:
 @lru_cache(maxsize=8)
 def ring(parameters: ParameterSet) -> Ring:
     """The constants of this parameter set."""
-    p0, p1, p2 = parameters.primes
-    words = [(2**32 % p, p) for p in parameters.primes]
+    primes = parameters.primes
+    words = [(2**32 % p, p) for p in primes]
+    drops = np.zeros((len(primes), len(primes), 2), np.uint32)
+    for last in range(1, len(primes)):
+        drops[last, :last] = _with_quotient([(pow(primes[last], -1, p), p) for p in primes[:last]])
     result = Ring(
-        primes=np.array(parameters.primes, np.uint32),
-        factors=tables(parameters.primes),
+        primes=np.array(primes, np.uint32),
+        factors=tables(primes, parameters.degree),
         constants=np.array(
             [[p, word, (word << 32) // p, 2**32 // p] for (word, p) in words],
             np.uint32,
         ),
-        drops=_with_quotient([(pow(p2, -1, p0), p0), (pow(p2, -1, p1), p1), (pow(p1, -1, p0), p0)]),
-        flood_offset=np.array([-(2**65) % p for p in parameters.primes], np.uint32),
+        drops=drops,
+        flood_offset=np.array([-(2 ** (parameters.flood_bits + 1)) % p for p in primes], np.uint32),
     )
     for array in (result.primes, result.constants, result.drops, result.flood_offset):
         array.flags.writeable = False

@@ -174,6 +174,40 @@ inverse_block_scaled = _radix8(forward=False, vector_twiddles=False, scaled=True
 inverse_lanes = _radix8(forward=False, vector_twiddles=True)
 
 
+@intrinsic
+def split_pair(
+    typing_context: Any,
+    x: Any,
+    first: Any,
+    second: Any,
+    twiddles: Any,
+    shoup: Any,
+    at: Any,
+    prime: Any,
+) -> Any:
+    """One forward butterfly with one factor, ``twiddles[at]``, on ``x[first:][:16]`` and ``x[second:][:16]``, in
+    place."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = _Lanes(context, builder)
+        x, first, second, twiddles, shoup, at, prime = arguments
+        origin = lanes.pointer(signature.args[0], x, ir.Constant(_I64, 0))
+        factor, factor_shoup = (
+            lanes.splat(builder.load(lanes.pointer(signature.args[index], array, at)))
+            for index, array in ((3, twiddles), (4, shoup))
+        )
+        prime_lanes = lanes.splat(prime)
+        double = builder.add(prime_lanes, prime_lanes)
+        a, b = lanes.reduce_once(lanes.load(origin, first), double), lanes.load(origin, second)
+        product = lanes.multiply_shoup(b, factor, factor_shoup, prime_lanes)
+        lanes.store(builder.add(a, product), origin, first)
+        lanes.store(builder.add(builder.sub(a, product), double), origin, second)
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(x, index, index, twiddles, shoup, index, types.uint32), generate
+
+
 def _inverse_pair(full: bool, vector_twiddles: bool) -> Callable[..., Any]:
     """Make the intrinsic ``f(x, first, second, kept, twiddles, twiddles_shoup, at, prime)``: one inverse
     butterfly.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tensorguard.ckks import kernels
 from tensorguard.ckks.parameters import ParameterSet
-from tensorguard.ckks.plan import DEGREE, MAX_CHANNELS, MAX_ROWS, Plan
+from tensorguard.ckks.plan import MAX_CHANNELS, MAX_ROWS, Plan
 from tensorguard.ckks.ring import Residues, ring
 from tensorguard.ckks.simd import SEGMENT
 from tensorguard.errors import InvalidInputError, NotFoundError
@@ -64,6 +64,8 @@ class EncodedGroup:
 
     def __init__(self, weights: GroupWeights, parameters: ParameterSet, plans: Iterable[Plan]) -> None:
         self.plans = frozenset(plans)
+        for plan in self.plans:
+            plan.check(parameters)
         self.rows, self.d_in = weights.rows, weights.d_in
         self.parameters = parameters
         self._encoded = {plan: _encode(weights.integers, parameters, plan) for plan in sorted(self.plans)}
@@ -90,13 +92,13 @@ def _encode(integers: npt.NDArray[np.int32], parameters: ParameterSet, plan: Pla
     rows, d_in = integers.shape
     shape = (
         len(parameters.primes),
-        SEGMENT // plan.tokens,
+        parameters.degree // SEGMENT // plan.tokens,
         plan.row_groups(rows),
         plan.blocks(d_in),
         SEGMENT,
     )
     encoded = np.empty(shape, np.uint32)
-    scratch, transformed = np.empty((2, DEGREE), np.uint32)
+    scratch, transformed = np.empty((2, parameters.degree), np.uint32)
     kernels.encode_weights(
         np.ascontiguousarray(integers),
         plan.shape,

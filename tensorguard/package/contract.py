@@ -52,7 +52,11 @@ def check_contract(manifest: Manifest, privacy_bound_log2: int = DEFAULT_PRIVACY
     except ConfigurationError as error:
         raise PackageError(f"the package cannot be evaluated here: {error}") from None
     for group in contract.groups:
-        group_plans(group)
+        try:
+            for plan in group_plans(group):
+                plan.check(parameters)
+        except InvalidInputError as error:
+            raise PackageError(f"layer {group.layer} {group.group}: {error}") from None
         largest_rank = max(projection.rank for projection in group.projections)
         if group.norm_bound != parameters.norm_bound(group.d_in, largest_rank):
             raise PackageError(f"layer {group.layer} {group.group}: norm_bound is not that of {parameters.name}")

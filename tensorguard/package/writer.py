@@ -191,8 +191,9 @@ def pack_adapter(
 def _candidates(name: str | None) -> list[ParameterSet]:
     if name is not None:
         return [get_parameter_set(name)]
-    least = get_parameter_set(DEFAULT_PARAMETER_SET).weight_bits
-    wide_enough = (member for member in PARAMETER_SETS.values() if member.weight_bits >= least)
+    default = get_parameter_set(DEFAULT_PARAMETER_SET)
+    same_ring = (member for member in PARAMETER_SETS.values() if member.primes == default.primes)
+    wide_enough = (member for member in same_ring if member.weight_bits >= default.weight_bits)
     return sorted(wide_enough, key=lambda member: member.weight_bits)
 
 

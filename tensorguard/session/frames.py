@@ -150,6 +150,7 @@ def read_request(message: bytes, parameters: ParameterSet) -> EvaluationRequest:
     if not 1 <= tokens <= MAX_TOKENS or not 1 <= count <= MAX_CIPHERTEXTS:
         raise InvalidInputError(f"a request has 1 to {MAX_TOKENS} tokens and 1 to {MAX_CIPHERTEXTS} ciphertexts")
     plan = Plan(plan_tokens, plan_channels, plan_rows)
+    plan.check(parameters)
     shape = (count, len(parameters.primes), parameters.degree)
     body = _body(frame, _REQUEST_HEADER.size + padding, 8 * count, SEED_BYTES * count, 4 * int(np.prod(shape)))
     return EvaluationRequest(

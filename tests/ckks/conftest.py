@@ -10,11 +10,18 @@ from tensorguard.ckks import EncodedGroup, Evaluator, GroupWeights, HostSession,
 
 SESSION = b"session under test"
 SEED = bytes(range(32))
+RINGS = ("n4096-q90-w12", "n8192-q150-w12")
+"""One set of each ring: tests of arithmetic run over both."""
 
 
 @pytest.fixture(scope="session")
 def parameters() -> ParameterSet:
     return get_parameter_set("n4096-q90-w12")
+
+
+@pytest.fixture(params=RINGS)
+def each_ring(request: pytest.FixtureRequest) -> ParameterSet:
+    return get_parameter_set(request.param)
 
 
 def make_weights(rows: int, d_in: int, parameters: ParameterSet, seed: int = 0, rank: int = 16) -> GroupWeights:

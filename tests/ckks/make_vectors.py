@@ -20,22 +20,27 @@ def write(name: str, content: object) -> None:
 
 
 def main() -> None:
-    parameters = get_parameter_set("n4096-q90-w12")
-    positions = [0, 1, 2, 63, 64, 65, 777, 2048, 4095]
-    rows = []
-    for prime in parameters.primes:
-        polynomial = np.array([(n * n * 31 + 7 * n + 1) % prime for n in range(4096)], np.uint64)
-        values = reference.transform_by_definition(polynomial, prime)
-        rows.append(
-            {
-                "prime": prime,
-                "psi": reference.root(prime),
-                "positions": positions,
-                "values": values[positions].tolist(),
-            }
-        )
-    write("ntt.json", {"polynomial": "31 n^2 + 7 n + 1 mod p", "primes": rows})
+    degrees = {}
+    for name in ("n4096-q90-w12", "n8192-q150-w12"):
+        parameters = get_parameter_set(name)
+        degree = parameters.degree
+        positions = [0, 1, 2, 63, 64, 65, 777, 2048, *([4096, 4097, 4160] if degree == 8192 else []), degree - 1]
+        rows = []
+        for prime in parameters.primes:
+            polynomial = np.array([(n * n * 31 + 7 * n + 1) % prime for n in range(degree)], np.uint64)
+            values = reference.transform_by_definition(polynomial, prime)
+            rows.append(
+                {
+                    "prime": prime,
+                    "psi": reference.root(prime, degree),
+                    "positions": positions,
+                    "values": values[positions].tolist(),
+                }
+            )
+        degrees[str(degree)] = rows
+    write("ntt.json", {"polynomial": "31 n^2 + 7 n + 1 mod p", "degrees": degrees})
 
+    parameters = get_parameter_set("n4096-q90-w12")
     seed, session = bytes(range(32)), b"known session"
     expansions = []
     for label, identifier in ((reference.CIPHERTEXT, 1), (reference.CIPHERTEXT, 2**63 + 5), (reference.PUBLIC_KEY, 0)):

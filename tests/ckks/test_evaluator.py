@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorguard.ckks import EncodedGroup, Evaluator, GroupWeights, Plan, get_parameter_set
+from tensorguard.ckks.plan import TOKEN_COUNTS
 from tensorguard.errors import InvalidInputError, NotFoundError, TenSafeError
 from tests.ckks import reference
-from tests.ckks.conftest import SESSION, Pair, make_weights
+from tests.ckks.conftest import RINGS, SESSION, Pair, make_weights
 
 PARAMETERS = get_parameter_set("n4096-q90-w12")
 
@@ -24,7 +25,8 @@ class RecordingEvaluator(Evaluator):
 def evaluate_by_reference(
     pair: Pair, weights: GroupWeights, plan: Plan, tokens: int, sent: object, drawn: tuple
 ) -> tuple[np.ndarray, np.ndarray]:
-    primes, q = PARAMETERS.primes, PARAMETERS.modulus
+    parameters = pair.parameters
+    primes, q, degree = parameters.primes, parameters.modulus, parameters.degree
     trits, error_words, flood_words = drawn
     blocks, groups = plan.blocks(weights.d_in), plan.row_groups(weights.rows)
 
@@ -37,47 +39,60 @@ def evaluate_by_reference(
     inputs = []
     for index, identifier in enumerate(sent.ids.tolist()):
         own = sent.seeds[32 * index : 32 * index + 32]
-        a = reference.expand(PARAMETERS, reference.CIPHERTEXT, SESSION, identifier, own)
+        a = reference.expand(parameters, reference.CIPHERTEXT, SESSION, identifier, own)
         inputs.append((coefficients(sent.b[index]), coefficients(a)))
     pk0 = coefficients(pair.host.public_key)
-    pk1 = coefficients(reference.expand(PARAMETERS, reference.PUBLIC_KEY, SESSION, 0, seed))
-    c1 = np.empty((plan.downloads(tokens, weights.rows), 4096), np.uint32)
+    pk1 = coefficients(reference.expand(parameters, reference.PUBLIC_KEY, SESSION, 0, seed))
+    c1 = np.empty((plan.downloads(tokens, weights.rows), degree), np.uint32)
     c0 = np.empty((tokens, weights.rows), np.uint32)
     for response in range(len(c1)):
         chunk, group = divmod(response, groups)
         u = [int(t) - 1 for t in trits[response]]
         totals = [reference.negacyclic(key, u, q) for key in (pk0, pk1)]
         for block in range(blocks):
-            weight = reference.encode_weights(weights.integers, plan, group, block)
+            weight = reference.encode_weights(weights.integers, plan, group, block, degree)
             for half in range(2):
                 product = reference.negacyclic(inputs[chunk * blocks + block][half], weight, q)
                 totals[half] = [x + y for x, y in zip(totals[half], product, strict=True)]
-        noisy = [(x + e) % q for x, e in zip(totals[1], reference.errors(error_words[response]), strict=True)]
+        noisy = [(x + e) % q for x, e in zip(totals[1], reference.errors(error_words[response], degree), strict=True)]
         c1[response] = [reference.switch(value, primes) for value in noisy]
         for t in range(min(plan.tokens, tokens - chunk * plan.tokens)):
             for j in range(min(plan.rows, weights.rows - group * plan.rows)):
                 token, row = chunk * plan.tokens + t, group * plan.rows + j
-                flood = sum(int(w) - 2**63 for w in flood_words[token * weights.rows + row])
+                flood = reference.flood(flood_words[token * weights.rows + row], parameters.flood_bits)
                 value = (totals[0][reference.wanted(plan, t, j)] + flood) % q
                 c0[token, row] = reference.switch(value, primes)
     return c1, c0
 
 
-@settings(max_examples=4, deadline=None)
-@given(
-    st.sampled_from(
-        [("t1.c40.r3", 1, 4, 50), ("t8.c16.r4", 3, 3, 20), ("t2.c37.r2", 3, 3, 40), ("t64.c2.r2", 5, 1, 35)]
-    ),
-    st.integers(0, 2**32 - 1),
-)
-def test_evaluation_is_the_reference_bit_for_bit(shape: tuple[str, int, int, int], seed: int) -> None:
-    identifier, tokens, rows, d_in = shape
-    plan = Plan.parse(identifier)
-    pair = Pair.create(PARAMETERS, RecordingEvaluator)
-    weights = make_weights(rows, d_in, PARAMETERS, seed)
+@st.composite
+def shapes(draw: st.DrawFn, degree: int) -> tuple[Plan, int, int, int]:
+    """Any plan of this ring with few ciphertexts: the plan, tokens, rows, channels."""
+    tokens = draw(st.sampled_from(TOKEN_COUNTS))
+    rows = draw(st.integers(1, 128 // tokens))
+    channels = draw(st.integers(1, degree // (tokens * rows)) | st.just(degree // (tokens * rows)))
+    plan = Plan(tokens, channels, rows)
+    largest = min(2 * channels, 40000 // (2 * rows))
+    return (
+        plan,
+        draw(st.integers(1, 2 * tokens)),
+        draw(st.integers(1, min(2 * rows, 128))),
+        draw(st.integers(1, largest)),
+    )
+
+
+@pytest.mark.parametrize("name", RINGS)
+@settings(max_examples=2, deadline=None)
+@given(st.data())
+def test_evaluation_is_the_reference_bit_for_bit(name: str, data: st.DataObject) -> None:
+    parameters = get_parameter_set(name)
+    plan, tokens, rows, d_in = data.draw(shapes(parameters.degree))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    pair = Pair.create(parameters, RecordingEvaluator)
+    weights = make_weights(rows, d_in, parameters, seed)
     x = np.random.default_rng(seed).normal(size=(tokens, d_in))
     sent = pair.host.encrypt(x, plan, weights.norm_bound)
-    group = EncodedGroup(weights, PARAMETERS, [plan])
+    group = EncodedGroup(weights, parameters, [plan])
     response = pair.evaluator.evaluate(group, plan, tokens, sent.ids, sent.seeds, sent.b)
     c1, c0 = evaluate_by_reference(pair, weights, plan, tokens, sent, pair.evaluator.drawn)
     np.testing.assert_array_equal(response.c1, c1)
@@ -144,6 +159,13 @@ def test_shapes_types_and_counts_are_checked(pair: Pair, request_parts: dict, fi
 def test_a_plan_that_was_not_compiled_is_refused(pair: Pair, request_parts: dict) -> None:
     with pytest.raises(NotFoundError):
         pair.evaluator.evaluate(**{**request_parts, "plan": Plan(2, 32, 4)})
+
+
+def test_a_plan_larger_than_the_ring_is_refused(pair: Pair) -> None:
+    with pytest.raises(InvalidInputError, match="exceeds the ring degree 4096"):
+        EncodedGroup(make_weights(8, 1000, PARAMETERS), PARAMETERS, [Plan(1, 1000, 8)])
+    with pytest.raises(InvalidInputError, match="exceeds the ring degree 4096"):
+        pair.host.encrypt(np.ones((1, 1000)), Plan(1, 1000, 8), 4096.0)
 
 
 def test_repeated_and_old_identifiers_are_refused(pair: Pair, request_parts: dict) -> None:

@@ -9,22 +9,23 @@ from tensorguard.ckks import Plan, compile_plans, get_parameter_set, select_plan
 from tensorguard.ckks.plan import TOKEN_COUNTS
 from tensorguard.errors import InvalidInputError
 from tests.ckks import reference
+from tests.ckks.conftest import RINGS
 
 PARAMETERS = get_parameter_set("n4096-q90-w12")
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def plans(draw: st.DrawFn, degree: int = 8192) -> Plan:
     tokens = draw(st.sampled_from(TOKEN_COUNTS))
     rows = draw(st.integers(1, 128 // tokens))
-    return Plan(tokens, draw(st.integers(1, 4096 // (tokens * rows))), rows)
+    return Plan(tokens, draw(st.integers(1, degree // (tokens * rows))), rows)
 
 
 @pytest.mark.parametrize(
     ("tokens", "channels", "rows"),
     [
-        (8, 65, 8),
-        (1, 4097, 1),
+        (8, 129, 8),
+        (1, 8193, 1),
         (64, 1, 3),
         (1, 1, 129),
         (0, 1, 1),
@@ -53,16 +54,29 @@ def test_identifiers_round_trip(plan: Plan) -> None:
     assert Plan.parse(plan.identifier) == plan
 
 
+@given(plans(), st.sampled_from(RINGS))
+def test_a_plan_larger_than_the_ring_is_refused(plan: Plan, name: str) -> None:
+    parameters = get_parameter_set(name)
+    if plan.tokens * plan.channels * plan.rows <= parameters.degree:
+        plan.check(parameters)
+    else:
+        with pytest.raises(InvalidInputError, match=f"exceeds the ring degree {parameters.degree}"):
+            plan.check(parameters)
+
+
 @settings(max_examples=40, deadline=None)
-@given(plans(), st.integers(0, 2**32 - 1))
-def test_wanted_coefficients_are_exactly_the_inner_products(plan: Plan, seed: int) -> None:
+@given(st.sampled_from([4096, 8192]).flatmap(lambda n: st.tuples(st.just(n), plans(n))), st.integers(0, 2**32 - 1))
+def test_wanted_coefficients_are_exactly_the_inner_products(drawn: tuple[int, Plan], seed: int) -> None:
     """Nothing else lands on them, wrap-around included: full blocks of full range, over the integers."""
+    degree, plan = drawn
     rng = np.random.default_rng(seed)
     x = rng.integers(-(2**30), 2**30, (plan.tokens, plan.channels))
     weights = rng.integers(-(2**16), 2**16, (plan.rows, plan.channels))
     modulus = 1 << 90
     product = reference.negacyclic(
-        reference.encode_activations(x, plan, 0, 0), reference.encode_weights(weights, plan, 0, 0), modulus
+        reference.encode_activations(x, plan, 0, 0, degree),
+        reference.encode_weights(weights, plan, 0, 0, degree),
+        modulus,
     )
     for token in range(plan.tokens):
         for row in range(plan.rows):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tensorguard.ckks import GroupWeights, Plan, compile_plans, get_parameter_set, total_variation
-from tensorguard.ckks.privacy import FLOOD_VARIANCE, phase_error_variance
+from tensorguard.ckks.privacy import phase_error_variance
 from tensorguard.errors import InvalidInputError
 from tests.ckks.conftest import make_weights
 
@@ -32,7 +32,7 @@ def test_the_variance_is_that_of_the_worst_polynomial() -> None:
 def test_it_is_pinsker_on_the_kullback_leibler_bound() -> None:
     weights = make_weights(16, 576, PARAMETERS)
     plan = Plan(8, 64, 8)
-    divergence = 1.04 * phase_error_variance(PARAMETERS, weights, plan) / (2 * FLOOD_VARIANCE)
+    divergence = 1.04 * phase_error_variance(PARAMETERS, weights, plan) / (2 * 2.0**128 / 3)
     assert 2 ** total_variation(PARAMETERS, weights, plan, 1000) == pytest.approx(np.sqrt(1000 * divergence / 2))
 
 

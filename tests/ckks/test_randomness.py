@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tensorguard.ckks import ParameterSet, kernels
+from tensorguard.ckks import ParameterSet, get_parameter_set, kernels
 from tensorguard.ckks.randomness import SecretStream, UniformExpander
 from tensorguard.ckks.ring import ring
 from tests.ckks import reference
@@ -63,6 +64,7 @@ def test_uniform_residues_are_uniform(parameters: ParameterSet) -> None:
 def test_ternary_values_are_uniform_and_the_reference_digits() -> None:
     stream = SecretStream("test")
     trits = stream.ternary(30, 4096)
+    assert stream.ternary(2, 8192).shape == (2, 8192)
     counts = np.bincount(trits.reshape(-1), minlength=3)
     expected = trits.size / 3
     assert counts.size == 3
@@ -88,11 +90,11 @@ def test_too_few_ternary_bytes_are_reported() -> None:
 
 
 def test_errors_are_centred_binomial_and_match_the_reference() -> None:
-    words = SecretStream("test").words(40, kernels.ERROR_WORDS)
-    values = np.empty((40, 3 * kernels.ERROR_GROUP), np.int32)
+    words = SecretStream("test").words(40, kernels.error_words(4096))
+    values = np.empty((40, 3 * kernels.error_words(4096) // 2), np.int32)
     for row in range(40):
         kernels.centred_binomial(words[row], values[row])
-        assert values[row, :4096].tolist() == reference.errors(words[row])
+        assert values[row, :4096].tolist() == reference.errors(words[row], 4096)
     sample = values[:, :4096]
     assert abs(sample.mean()) < 6 * np.sqrt(10.5 / sample.size)
     assert abs(sample.var() - 10.5) < 6 * 10.5 * np.sqrt(2 / sample.size)
@@ -106,17 +108,21 @@ def test_errors_are_centred_binomial_and_match_the_reference() -> None:
     assert np.sum((counts[bulk] - expected[bulk]) ** 2 / expected[bulk]) < 90  # about 26 degrees of freedom
 
 
-def test_the_flood_is_the_sum_of_four_signed_words(parameters: ParameterSet) -> None:
+@pytest.mark.parametrize("bits", [64, 65, 97, 112, 120])
+def test_the_flood_is_the_sum_of_four_signed_integers(bits: int) -> None:
+    parameters = dataclasses.replace(get_parameter_set("n8192-q150-w12"), flood_bits=bits)
     constants = ring(parameters)
-    words = SecretStream("test").words(3000, 4)
+    words = SecretStream("test").words(3000, 4, kernels.flood_limbs(bits))
     words[0] = 0
     words[1] = np.uint64(2**64 - 1)
-    words[2] = np.uint64(2**63)
-    residues = np.empty((3000, 3), np.uint32)
-    kernels.flood(words, residues, constants.constants, constants.flood_offset, constants.primes)
-    exact = [sum(int(w) - 2**63 for w in row) for row in words.tolist()]
+    words[2] = 0
+    words[2, :, -1] = np.uint64(2**63)
+    residues = np.empty((3000, 5), np.uint32)
+    kernels.flood(words, residues, -bits % 64, constants.constants, constants.flood_offset, constants.primes)
+    exact = [reference.flood(row, bits) for row in words]
+    assert exact[:3] == [-(2 ** (bits + 1)), 2 ** (bits + 1) - 4, 0]
     assert residues.tolist() == [[value % p for p in parameters.primes] for value in exact]
-    deviation = np.array([value / 2**64 for value in exact[3:]])
+    deviation = np.array([value / 2**bits for value in exact[3:]])
     assert abs(deviation.mean()) < 6 / np.sqrt(3 * len(deviation))
     assert abs(deviation.var() - 1 / 3) < 6 * np.sqrt(2 / len(deviation)) / 3
 
