@@ -81,7 +81,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         store.put(adapter)
         keepers.append(LeaseKeeper(store, adapter, partial(opener.open, path), settings.tokens_per_lease))
     registry = SessionRegistry(settings.max_sessions, settings.session_idle_seconds, settings.session_life_seconds)
-    servicer = HeLoraServicer(store.all()[0].workload, store, registry, Evaluation(store))
+    servicer = HeLoraServicer(store.all()[0].workload, store, registry, Evaluation(store), threads=settings.threads)
     server = build_server(
         [servicer.service()],
         ServerOptions(

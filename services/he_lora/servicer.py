@@ -54,12 +54,19 @@ class HeLoraServicer:
     """Implements HeLoraService for the adapters of one tenant."""
 
     def __init__(
-        self, workload: Workload, store: AdapterStore, registry: SessionRegistry, evaluation: Evaluation
+        self,
+        workload: Workload,
+        store: AdapterStore,
+        registry: SessionRegistry,
+        evaluation: Evaluation,
+        *,
+        threads: int = 1,
     ) -> None:
         self._workload = workload
         self._store = store
         self._registry = registry
         self._evaluation = evaluation
+        self._threads = threads
 
     def service(self) -> Service:
         """Servicer, authorisation table and the hot path's raw codec, for the server factory."""
@@ -121,7 +128,10 @@ class HeLoraServicer:
             raise InvalidInputError(f"the public key must have {4 * shape[0] * shape[1]} bytes")
         session.host.identity.verify(request.signature, transcript.host_key_statement(number, request.public_key))
         pk0 = np.frombuffer(request.public_key, "<u4").reshape(shape)
-        session.add_key(number, Evaluator(parameters, pk0, transcript.pk1_seed(number), transcript.session_id))
+        evaluator = Evaluator(
+            parameters, pk0, transcript.pk1_seed(number), transcript.session_id, threads=self._threads
+        )
+        session.add_key(number, evaluator)
         if number == 0:
             log.info("session opened", evidence=session.host.kind.value, host=session.host.identity.thumbprint)
         return pb.CompleteSessionResponse()

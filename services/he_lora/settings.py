@@ -49,6 +49,7 @@ class HeLoraSettings(BaseSettings):
     session_life_seconds: float = Field(
         7200.0, gt=0, description="a session ends after this time; the host then attests again"
     )
+    threads: int = Field(1, ge=1, le=64, description="threads that share the evaluation of one request")
     reflection: bool = Field(False, description="offer gRPC reflection (development)")
     plaintext_network: bool = Field(
         False, description="permit a non-loopback address without TLS, on a private container network"

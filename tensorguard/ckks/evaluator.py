@@ -14,11 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorguard.ckks import kernels
+from tensorguard.ckks.arrays import aligned, aligned_empty, scratch
+from tensorguard.ckks.lanes import LANES
 from tensorguard.ckks.messages import EvaluatedRows
+from tensorguard.ckks.parallel import MAX_THREADS, split
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.ckks.plan import Plan
 from tensorguard.ckks.randomness import SEED_BYTES, SecretStream, UniformExpander
 from tensorguard.ckks.ring import Residues, ring
+from tensorguard.ckks.simd import SEGMENT
 from tensorguard.ckks.weights import EncodedGroup
 from tensorguard.errors import InvalidInputError
 
@@ -48,13 +52,18 @@ class Evaluator:
     """Evaluates requests of one host key.
 
     pk0 uint32 [primes, N] reduced, transform domain; pk1_seed 32 bytes, session_id: public, agreed by both
-    sides.
+    sides. With ``threads`` > 1 a request is shared by so many threads; its answer is the same.
     """
 
-    def __init__(self, parameters: ParameterSet, pk0: Residues, pk1_seed: bytes, session_id: bytes) -> None:
+    def __init__(
+        self, parameters: ParameterSet, pk0: Residues, pk1_seed: bytes, session_id: bytes, *, threads: int = 1
+    ) -> None:
         if len(pk1_seed) != SEED_BYTES or not session_id:
             raise InvalidInputError("a session needs a 32-byte public-key seed and an identifier")
+        if not 1 <= threads <= MAX_THREADS:
+            raise InvalidInputError(f"threads must be 1 to {MAX_THREADS}")
         self.parameters = parameters
+        self._threads = threads
         self.counters = OperationCounters()
         self._ring = ring(parameters)
         self._expander = UniformExpander(parameters, session_id)
@@ -62,7 +71,7 @@ class Evaluator:
         self._last_ids: dict[int, int] = {}
         self._check_residues(pk0[None], 1)
         pk1 = UniformExpander(parameters, session_id, public_key=True).expand([0], pk1_seed)[0]
-        self._public_key = np.stack([self._ring.with_quotient(pk0), self._ring.with_quotient(pk1)])
+        self._public_key = aligned(np.stack([self._ring.with_quotient(pk0), self._ring.with_quotient(pk1)]))
 
     def _check_residues(self, polynomials: Residues, count: int) -> None:
         shape = (count, len(self.parameters.primes), self.parameters.degree)
@@ -122,43 +131,59 @@ class Evaluator:
         seeds: bytes,
         b: Residues,
     ) -> EvaluatedRows:
-        constants = self._ring
-        prime_count, degree = len(constants.primes), self.parameters.degree
-        responses = plan.downloads(tokens, group.rows)
-        a = self._expander.expand(ids.tolist(), seeds)
-        sums = np.empty((responses, prime_count, 2, degree), np.uint32)
-        kernels.accumulate(weights, b, a, plan.chunks(tokens), sums, constants.constants)
+        constants, degree = self._ring, self.parameters.degree
+        prime_count, responses = len(constants.primes), plan.downloads(tokens, group.rows)
+        a = self._expander.expand(ids.tolist(), seeds, scratch.take("uniform", *b.shape), self._threads)
+        sums = scratch.take("sums", responses, prime_count, 2, degree)
+
+        def multiply(first: int, end: int) -> None:
+            inputs = scratch.take("inputs", plan.blocks(group.d_in), 2, SEGMENT)
+            chunks = plan.chunks(tokens)
+            kernels.accumulate(weights, b, a, chunks, sums, constants.constants, inputs, first, end)
+
+        split(self._threads, degree // SEGMENT, multiply)
         trits, error_words, flood_words = self._randomness(responses, tokens * group.rows)
-        work = np.empty((prime_count, degree), np.uint32)
-        kernels.add_encryption_of_zero(
-            sums, trits, self._public_key, work[0], work[1], constants.factors, constants.primes
-        )
-        mask = np.empty((tokens * group.rows, prime_count), np.uint32)
+        mask = np.empty((tokens, group.rows, prime_count), np.uint32)
         kernels.flood(
             flood_words,
-            mask,
+            mask.reshape(-1, prime_count),
             -self.parameters.flood_bits % 64,
             constants.constants,
             constants.flood_offset,
             constants.primes,
         )
-        c1 = np.empty((responses, degree), np.uint32)
+        c1 = aligned_empty(responses, degree)
         c0 = np.empty((tokens, group.rows), np.uint32)
-        kernels.finish(
-            sums,
-            error_words,
-            mask.reshape(tokens, group.rows, prime_count),
-            plan.shape,
-            plan.skip,
-            c1,
-            c0,
-            work,
-            np.empty((prime_count, plan.tokens * plan.rows), np.uint32),
-            np.empty(3 * kernels.error_words(degree) // 2, np.int32),
-            constants.factors,
-            constants.primes,
-            constants.drops,
-        )
+
+        def hide_and_switch(first: int, end: int) -> None:
+            work = scratch.take("evaluation", prime_count, degree)
+            kernels.add_encryption_of_zero(
+                sums[first:end],
+                trits[first:end],
+                self._public_key,
+                work[0],
+                work[1],
+                constants.factors,
+                constants.primes,
+            )
+            kernels.finish(
+                sums[first:end],
+                error_words[first:end],
+                mask,
+                plan.shape,
+                plan.skip,
+                first,
+                c1[first:end],
+                c0,
+                work,
+                scratch.take("wanted", prime_count, -(-plan.tokens * plan.rows // LANES) * LANES),
+                scratch.take("errors", kernels.error_values(degree)).view(np.int32),
+                constants.factors,
+                constants.primes,
+                constants.drops,
+            )
+
+        split(self._threads, responses, hide_and_switch)
         with self._lock:
             self.counters.transforms += 3 * prime_count * responses
             self.counters.products += plan.chunks(tokens) * plan.polynomials(group.d_in, group.rows)

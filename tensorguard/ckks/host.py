@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorguard.ckks import kernels
+from tensorguard.ckks.arrays import aligned, aligned_empty, scratch
 from tensorguard.ckks.messages import EncryptedActivations, EvaluatedRows
 from tensorguard.ckks.ntt import forward_all
 from tensorguard.ckks.parameters import MANTISSA_BITS, ParameterSet
@@ -134,7 +135,8 @@ class HostSession:
         count = plan.uploads(tokens, d_in)
         first = self._take_ids(count)
         seeds = os.urandom(SEED_BYTES * count)
-        uniform = self._expander.expand(list(range(first, first + count)), seeds)
+        shape = (count, len(self.parameters.primes), self.parameters.degree)
+        uniform = self._expander.expand(list(range(first, first + count)), seeds, scratch.take("uniform", *shape))
         return EncryptedActivations(
             plan=plan,
             tokens=tokens,
@@ -156,7 +158,7 @@ class HostSession:
         return first
 
     def _encrypt(self, mantissas: npt.NDArray[np.int32], plan: Plan, scale: Residues, uniform: Residues) -> Residues:
-        b = np.empty_like(uniform)
+        b = aligned_empty(*uniform.shape)
         degree = self.parameters.degree
         words = kernels.error_words(degree)
         with self._key_in_use() as (encryption_key, _):
@@ -168,8 +170,9 @@ class HostSession:
                 uniform,
                 encryption_key,
                 b,
-                np.empty(degree, np.uint32),
-                np.empty((2, 3 * words // 2), np.int32),
+                0,
+                scratch.take("plaintext", degree),
+                scratch.take("signed", 2, kernels.error_values(degree)).view(np.int32),
                 self._ring.factors,
                 self._ring.primes,
             )
@@ -200,7 +203,7 @@ class HostSession:
         ):
             raise InvalidInputError("the response does not fit its request")
         values = np.empty((tokens, rows), np.int32)
-        scratch, transformed = np.empty((2, self.parameters.degree), np.uint32)
+        coefficients, transformed = scratch.take("decryption", 2, self.parameters.degree)
         with self._key_in_use() as (_, decryption_key):
             kernels.decrypt(
                 np.ascontiguousarray(c1),
@@ -209,7 +212,7 @@ class HostSession:
                 plan.skip,
                 decryption_key,
                 values,
-                scratch,
+                coefficients,
                 transformed,
                 self._ring.factors[0],
                 prime,
@@ -231,7 +234,7 @@ def _make_key(parameters: ParameterSet) -> tuple[Residues, Residues]:
     secret, negated = np.empty((2, 1, len(primes), parameters.degree), np.uint32)
     forward_all(trits[:, None, :] + (primes - np.uint32(1)), secret, constants.factors, constants.primes)
     forward_all(primes + np.uint32(1) - trits[:, None, :], negated, constants.factors, constants.primes)
-    return constants.with_quotient(negated[0]), constants.with_quotient(secret[0])[0].copy()
+    return constants.with_quotient(negated[0]), aligned(constants.with_quotient(secret[0])[0].copy())
 
 
 _SESSIONS: weakref.WeakSet[HostSession] = weakref.WeakSet()

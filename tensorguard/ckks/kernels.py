@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from tensorguard.ckks.chacha20 import chacha20_words
 from tensorguard.ckks.compiled import inlined, kernel
+from tensorguard.ckks.lanes import LANES
 from tensorguard.ckks.ntt import (
     forward,
     inverse,
@@ -20,7 +22,8 @@ from tensorguard.ckks.ntt import (
     pruned_position,
     reduce_once,
 )
-from tensorguard.ckks.simd import SEGMENT, count_ones, multiply_accumulate
+from tensorguard.ckks.pointwise import add_product, count_ones, drop, plaintext, product, reduced_sum, with_error
+from tensorguard.ckks.simd import SEGMENT, multiply_accumulate
 
 ERROR_HALF_WIDTH = 21
 """Centred binomial: the sum of 42 fair bits minus 21, variance 10.5."""
@@ -35,38 +38,50 @@ def error_words(degree: int) -> int:
     return 2 * -(-degree // 3)
 
 
+def error_values(degree: int) -> int:
+    """Length of an array that `centred_binomial` fills for this degree: a little over it, in whole cache lines."""
+    return -(-3 * -(-degree // 3) // LANES) * LANES
+
+
 def flood_limbs(flood_bits: int) -> int:
     """64-bit words of randomness for each of the four terms of a flood."""
     return -(-flood_bits // 64)
 
 
 @kernel
-def accept_residues(words, primes, residues):
-    """In-order rejection of the low 30 bits of each row of words, uint32 [n, primes, M], into [n, primes,
-    N].
-
-    Returns False if a row has too few words below its prime. Public values only.
+def expand(keys, primes, words, residues):
+    """Residues uint32 [n, primes, N] from ChaCha20 keys uint32 [n, 8]: in order, the low 30 bits of the words of
+    the stream with nonce i that are below prime i. Public values only. ``words`` is scratch [256].
     """
     mask = np.uint32(0x3FFFFFFF)
     wanted = residues.shape[2]
-    complete = True
-    for index in range(words.shape[0]):
-        for i in range(words.shape[1]):
-            row, output, prime = words[index, i], residues[index, i], primes[i]
+    for index in range(keys.shape[0]):
+        for i in range(primes.shape[0]):
+            output, prime = residues[index, i], primes[i]
+            for n in range(0, wanted, 256):
+                chacha20_words(keys[index], np.uint32(i), np.uint32(n // 16), output, n)
             largest = np.uint32(0)
             for n in range(wanted):
-                value = row[n] & mask
+                value = output[n] & mask
                 output[n] = value
                 largest = max(largest, value)
-            if largest >= prime:
-                accepted = 0
-                for n in range(row.shape[0]):
-                    value = row[n] & mask
+            if largest < prime:
+                continue
+            accepted = 0
+            for n in range(wanted):
+                value = output[n]
+                if value < prime:
+                    output[accepted] = value
+                    accepted += 1
+            block = wanted // 16
+            while accepted < wanted:
+                chacha20_words(keys[index], np.uint32(i), np.uint32(block), words, 0)
+                block += 16
+                for n in range(256):
+                    value = words[n] & mask
                     if value < prime and accepted < wanted:
                         output[accepted] = value
                         accepted += 1
-                complete &= accepted == wanted
-    return complete
 
 
 @kernel
@@ -140,24 +155,24 @@ def normalise(x, mantissas, norms):
 
 
 @kernel
-def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, work, signed, factors, primes):
-    """b = -a s + NTT(e + Δ m), fully reduced, for every ciphertext of a request.
+def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, first, work, signed, factors, primes):
+    """b = -a s + NTT(e + Δ m), fully reduced, for the ciphertexts ``first`` onwards of a request.
 
     mantissas int32 [T, d]; plan (T', d', r'); scale uint32 [primes, 2] (Δ and its Shoup quotient); words
     uint64 [C, error_words]; uniform a, b uint32 [C, primes, N]; negated_key uint32 [primes, 2, N]; scratch: work
-    uint32 [N], signed int32 [2, at least N and 3 error_words / 2].
+    uint32 [N], signed int32 [2, error_values].
     """
     tokens, channels = mantissas.shape
     plan_tokens, plan_channels, _ = plan
     blocks = (channels + plan_channels - 1) // plan_channels
-    filled, degree = plan_tokens * plan_channels, work.shape[0]
+    degree = work.shape[0]
     errors, message = signed[0], signed[1]
     for index in range(b.shape[0]):
-        chunk, block = index // blocks, index % blocks
+        chunk, block = (first + index) // blocks, (first + index) % blocks
         centred_binomial(words[index], errors)
         first_token, first_channel = chunk * plan_tokens, block * plan_channels
         width = min(plan_channels, channels - first_channel)
-        for n in range(filled):
+        for n in range(degree):
             message[n] = 0
         for token in range(min(plan_tokens, tokens - first_token)):
             row = mantissas[first_token + token, first_channel : first_channel + width]
@@ -165,20 +180,14 @@ def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, work, signed
                 message[n * plan_tokens + token] = row[n]
         for i in range(primes.shape[0]):
             prime = primes[i]
-            double = np.uint32(2 * prime)
             factor, factor_shoup = scale[i, 0], scale[i, 1]
-            for n in range(degree):
-                work[n] = np.uint32(np.uint32(errors[n]) + prime)
-            for n in range(filled):
-                value = np.uint32(np.uint32(message[n]) + double)
-                work[n] = np.uint32(work[n] + multiply_shoup(value, factor, factor_shoup, prime))
+            for n in range(0, degree, LANES):
+                plaintext(work, (message, errors), n, (factor, factor_shoup, prime))
             output = b[index, i]
             forward(work, output, factors[i], prime)
             mask, key, key_shoup = uniform[index, i], negated_key[i, 0], negated_key[i, 1]
-            for n in range(degree):
-                value = reduce_once(output[n], double)
-                value = np.uint32(value + multiply_shoup(mask[n], key[n], key_shoup[n], prime))
-                output[n] = reduce_once(reduce_once(value, double), prime)
+            for n in range(0, degree, LANES):
+                reduced_sum(output, (mask, key, key_shoup), n, (prime,))
 
 
 @kernel
@@ -223,28 +232,35 @@ def encode_weights(integers, plan, encoded, scratch, transformed, factors, prime
 
 
 @kernel
-def accumulate(weights, b, a, chunks, sums, constants):
-    """Σ_blocks (b, a)·Ŵ for every response: uint32 [responses, primes, 2, N], below 2p.
+def accumulate(weights, b, a, chunks, sums, constants, inputs, first, end):
+    """Σ_blocks (b, a)·Ŵ for every response: uint32 [responses, primes, 2, N], below 2p; only rows of 64 places
+    ``first`` to ``end`` - 1 of each polynomial.
 
-    weights as `encode_weights` makes them; b, a uint32 [chunks * blocks, primes, N]. In this order of
-    loops the weights of one segment and the inputs of one row of 64 stay in the first-level cache.
+    weights as `encode_weights` makes them; b, a uint32 [chunks * blocks, primes, N]; scratch: inputs uint32 [blocks, 2,
+    64]. One row of all blocks is gathered there, since where it lies its lines share a few sets of the first-level
+    cache, and meets the weights of one segment, which are read in order.
     """
     prime_count, segments, groups, blocks, _ = weights.shape
     degree = b.shape[2]
     rows = degree // SEGMENT
-    stride = prime_count * degree
-    flat_b, flat_a = b.reshape(-1), a.reshape(-1)
-    flat_weights, flat_sums, flat_constants = weights.reshape(-1), sums.reshape(-1), constants.reshape(-1)
-    for n in range(flat_sums.shape[0]):
-        flat_sums[n] = np.uint32(0)
+    flat_inputs, flat_weights = inputs.reshape(-1), weights.reshape(-1)
+    flat_sums, flat_constants = sums.reshape(-1), constants.reshape(-1)
     for i in range(prime_count):
-        for row in range(rows):
-            segment = row * segments // rows
-            for group in range(groups):
-                weight_at = ((i * segments + segment) * groups + group) * blocks * SEGMENT
-                for chunk in range(chunks):
-                    sum_at = ((chunk * groups + group) * prime_count + i) * 2 * degree + row * SEGMENT
-                    input_at = chunk * blocks * stride + i * degree + row * SEGMENT
+        for row in range(first, end):
+            segment, start = row * segments // rows, row * SEGMENT
+            for chunk in range(chunks):
+                for block in range(blocks):
+                    b_row, a_row = b[chunk * blocks + block, i], a[chunk * blocks + block, i]
+                    gathered_b, gathered_a = inputs[block, 0], inputs[block, 1]
+                    for lane in range(SEGMENT):
+                        gathered_b[lane] = b_row[start + lane]
+                        gathered_a[lane] = a_row[start + lane]
+                for group in range(groups):
+                    weight_at = ((i * segments + segment) * groups + group) * blocks * SEGMENT
+                    sum_at = ((chunk * groups + group) * prime_count + i) * 2 * degree + start
+                    for n in range(sum_at, sum_at + SEGMENT):
+                        flat_sums[n] = np.uint32(0)
+                        flat_sums[n + degree] = np.uint32(0)
                     for block in range(0, blocks, MAX_PRODUCTS):
                         multiply_accumulate(
                             flat_sums,
@@ -252,10 +268,8 @@ def accumulate(weights, b, a, chunks, sums, constants):
                             degree,
                             flat_weights,
                             weight_at + block * SEGMENT,
-                            flat_b,
-                            flat_a,
-                            input_at + block * stride,
-                            stride,
+                            flat_inputs,
+                            block * 2 * SEGMENT,
                             min(MAX_PRODUCTS, blocks - block),
                             flat_constants,
                             i * constants.shape[1],
@@ -270,32 +284,18 @@ def _centred(residue, prime):
 
 
 @inlined
-def _drop(residue, remainder, prime, inverse_factor, inverse_shoup):
-    """(residue - remainder) / dropped prime modulo prime, fully reduced; |remainder| < 2**29."""
-    difference = np.uint32(np.uint32(residue + prime) - np.uint32(remainder))
-    return reduce_once(multiply_shoup(difference, inverse_factor, inverse_shoup, prime), prime)
-
-
-@inlined
 def _switch(residues, count, primes, drops):
     """Exact centred modulus switch of ``residues[:, :count]``, uint32 [primes, ...] and fully reduced, to the first
     prime: the others are dropped from the last to the second. In place; the result is in ``residues[0]``.
 
-    drops uint32 [primes, primes, 2]: 1/p_k mod p_i at [k, i], and its Shoup quotient.
+    drops uint32 [primes, primes, 2]: 1/p_k mod p_i at [k, i], and its Shoup quotient. ``count`` is rounded up to 16.
     """
     for last in range(primes.shape[0] - 1, 0, -1):
-        dropped, dropped_prime = residues[last], primes[last]
+        dropped, other = residues[last], primes[last]
         for i in range(last):
             row, prime, factor, factor_shoup = residues[i], primes[i], drops[last, i, 0], drops[last, i, 1]
-            for n in range(count):
-                row[n] = _drop(row[n], _centred(dropped[n], dropped_prime), prime, factor, factor_shoup)
-
-
-@inlined
-def _with_error(residue, error, prime):
-    """Fully reduced residue (below 2p) + small signed error."""
-    value = np.uint32(np.uint32(residue + prime) + np.uint32(error))
-    return reduce_once(reduce_once(value, np.uint32(2 * prime)), prime)
+            for n in range(0, count, LANES):
+                drop(row, (dropped,), n, (prime, other, factor, factor_shoup))
 
 
 @kernel
@@ -335,7 +335,6 @@ def add_encryption_of_zero(sums, trits, public_key, scratch, transformed, factor
     for response in range(sums.shape[0]):
         for i in range(primes.shape[0]):
             prime = primes[i]
-            double = np.uint32(2 * prime)
             offset = np.uint32(prime - np.uint32(1))
             row = trits[response]
             for n in range(row.shape[0]):
@@ -347,25 +346,25 @@ def add_encryption_of_zero(sums, trits, public_key, scratch, transformed, factor
                     public_key[half, i, 0],
                     public_key[half, i, 1],
                 )
-                for n in range(row.shape[0]):
-                    product = multiply_shoup(transformed[n], key[n], key_shoup[n], prime)
-                    total[n] = reduce_once(np.uint32(total[n] + product), double)
+                for n in range(0, row.shape[0], LANES):
+                    add_product(total, (transformed, key, key_shoup), n, (prime,))
 
 
 @kernel
-def finish(sums, error_words, flood_residues, plan, skip, c1, c0, work, wanted, errors, factors, primes, drops):
-    """Back to coefficients, add e1 and f, switch the modulus, keep only the wanted coefficients of c0.
+def finish(sums, error_words, flood_residues, plan, skip, first, c1, c0, work, wanted, errors, factors, primes, drops):
+    """Back to coefficients, add e1 and f, switch the modulus, keep only the wanted coefficients of c0: responses
+    ``first`` onwards.
 
     sums as above, overwritten; error_words uint64 [responses, error_words]; flood_residues uint32 [tokens, rows,
     primes]; plan (T', d', r'); skip (see `Plan.skip`); c1 uint32 [responses, N]; c0 uint32 [tokens, rows]; scratch:
-    work uint32 [primes, N], wanted uint32 [primes, T' r'], errors int32 [3 error_words / 2].
+    work uint32 [primes, N], wanted uint32 [primes, T' r' rounded up to 16], errors int32 [error_values].
     """
     tokens, rows = c0.shape
     plan_tokens, _, plan_rows = plan
     groups = (rows + plan_rows - 1) // plan_rows
     degree = c1.shape[1]
     for response in range(sums.shape[0]):
-        chunk, group = response // groups, response % groups
+        chunk, group = (first + response) // groups, (first + response) % groups
         first_token, first_row = chunk * plan_tokens, group * plan_rows
         some_tokens, some_rows = min(plan_tokens, tokens - first_token), min(plan_rows, rows - first_row)
         centred_binomial(error_words[response], errors)
@@ -373,14 +372,15 @@ def finish(sums, error_words, flood_residues, plan, skip, c1, c0, work, wanted, 
             prime = primes[i]
             c0_values, c1_values, row, chosen = sums[response, i, 0], sums[response, i, 1], work[i], wanted[i]
             inverse(c1_values, row, factors[i], prime)
-            for n in range(degree):
-                row[n] = _with_error(row[n], errors[n], prime)
+            for n in range(0, degree, LANES):
+                with_error(row, (errors,), n, (prime,))
             inverse_pruned(c0_values, c1_values, skip[0], skip[1], factors[i], prime)
             for token in range(some_tokens):
                 for j in range(some_rows):
                     value = c1_values[wanted_position(token, j, plan, skip)]
                     mask = flood_residues[first_token + token, first_row + j, i]
-                    chosen[token * some_rows + j] = _with_error(value, np.int32(mask), prime)
+                    total = reduce_once(np.uint32(value + mask), np.uint32(2 * prime))
+                    chosen[token * some_rows + j] = reduce_once(total, prime)
         _switch(work, degree, primes, drops)
         _switch(wanted, some_tokens * some_rows, primes, drops)
         output = c1[response]
@@ -413,8 +413,8 @@ def decrypt(c1, c0, plan, skip, key, values, scratch, transformed, factors, prim
         for n in range(c1.shape[1]):
             scratch[n] = c1[response, n]
         forward(scratch, transformed, factors, prime)
-        for n in range(c1.shape[1]):
-            transformed[n] = multiply_shoup(transformed[n], key[0, n], key[1, n], prime)
+        for n in range(0, c1.shape[1], LANES):
+            product(transformed, (key[0], key[1]), n, (prime,))
         inverse_pruned(transformed, scratch, skip[0], skip[1], factors, prime)
         for token in range(chunk * plan_tokens, min((chunk + 1) * plan_tokens, tokens)):
             for row in range(group * plan_rows, min((group + 1) * plan_rows, rows)):

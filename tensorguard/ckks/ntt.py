@@ -20,9 +20,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from tensorguard.ckks.arrays import aligned_empty
 from tensorguard.ckks.compiled import inlined, kernel
+from tensorguard.ckks.lanes import LANES
 from tensorguard.ckks.simd import (
-    LANES,
     forward_block,
     forward_lanes,
     inverse_block,
@@ -112,7 +113,7 @@ def tables(primes: tuple[int, ...], degree: int) -> npt.NDArray[np.uint32]:
     `PRUNED`, read-only.
     """
     halves = degree // HALF
-    result = np.empty((len(primes), halves, 3, 2, HALF), np.uint32)
+    result = aligned_empty(len(primes), halves, 3, 2, HALF)
     for index, prime in enumerate(primes):
         root = primitive_root(prime, degree)
         both = (_powers(root, prime, degree), _powers(pow(root, -1, prime), prime, degree))

@@ -16,10 +16,11 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from tensorguard.ckks import kernels
+from tensorguard.ckks.arrays import aligned_empty, scratch
+from tensorguard.ckks.parallel import split
 from tensorguard.ckks.parameters import ParameterSet
 
 SEED_BYTES = 32
-_SLACK_WORDS = 64
 _CIPHERTEXT_LABEL = b"tensafe/ckks/v1/ciphertext"
 _PUBLIC_KEY_LABEL = b"tensafe/ckks/v1/public-key"
 _SECRET_LABEL = b"tensafe/ckks/v1/secret/"
@@ -28,7 +29,6 @@ _ZEROS = memoryview(bytes(1 << 20))
 
 class _KeyStream(Protocol):
     def update_into(self, data: Any, buf: Any) -> int: ...
-    def reset_nonce(self, nonce: Any) -> None: ...
 
 
 def _chacha20(key: bytes) -> _KeyStream:
@@ -50,29 +50,29 @@ class UniformExpander:
         fields = (label, parameters.name.encode(), session_id)
         self._prefix = b"".join(len(field).to_bytes(4, "little") + field for field in fields)
         self._primes = np.array(parameters.primes, np.uint32)
-        self._nonces = [bytes(4) + index.to_bytes(4, "little") + bytes(8) for index in range(len(self._primes))]
         self._degree = parameters.degree
 
-    def expand(self, identifiers: list[int], seeds: bytes) -> npt.NDArray[np.uint32]:
-        """uint32 [C, primes, N] for C 64-bit identifiers and C concatenated 32-byte seeds."""
-        count = len(identifiers)
-        words_per_prime = self._degree + _SLACK_WORDS
-        residues = np.empty((count, len(self._primes), self._degree), np.uint32)
-        while True:
-            words = np.empty((count, len(self._primes), words_per_prime), "<u4")
-            target = words.reshape(-1).data.cast("B")
-            step = 4 * words_per_prime
-            for index, identifier in enumerate(identifiers):
-                seed = seeds[SEED_BYTES * index : SEED_BYTES * (index + 1)]
-                key = hashlib.sha3_256(self._prefix + identifier.to_bytes(8, "little") + seed).digest()
-                stream = _chacha20(key)
-                for nonce in self._nonces:
-                    stream.reset_nonce(nonce)
-                    _fill(stream, target[:step])
-                    target = target[step:]
-            if kernels.accept_residues(words, self._primes, residues):
-                return residues
-            words_per_prime *= 2  # the same streams, read further; probability below 2**-200 for real primes
+    def expand(
+        self, identifiers: list[int], seeds: bytes, target: npt.NDArray[np.uint32] | None = None, threads: int = 1
+    ) -> npt.NDArray[np.uint32]:
+        """uint32 [C, primes, N] for C 64-bit identifiers and C concatenated 32-byte seeds, in ``target`` if given."""
+        shape = (len(identifiers), len(self._primes), self._degree)
+        residues = aligned_empty(*shape) if target is None else target
+        keys = [
+            hashlib.sha3_256(
+                self._prefix + identifier.to_bytes(8, "little") + seeds[SEED_BYTES * index : SEED_BYTES * (index + 1)]
+            ).digest()
+            for index, identifier in enumerate(identifiers)
+        ]
+        all_keys = np.frombuffer(b"".join(keys), "<u4").reshape(-1, 8)
+        split(
+            threads,
+            len(keys),
+            lambda first, end: kernels.expand(
+                all_keys[first:end], self._primes, scratch.take("expansion", 256), residues[first:end]
+            ),
+        )
+        return residues
 
 
 class SecretStream:

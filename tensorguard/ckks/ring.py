@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from tensorguard.ckks.arrays import aligned_empty
 from tensorguard.ckks.ntt import shoup, tables
 from tensorguard.ckks.parameters import ParameterSet
 
@@ -35,7 +36,7 @@ class Ring:
 
     def with_quotient(self, polynomial: Residues) -> Residues:
         """uint32 [L, 2, N] of reduced [L, N]: the operand and its Shoup quotients."""
-        result = np.empty((len(self.primes), 2, polynomial.shape[-1]), np.uint32)
+        result = aligned_empty(len(self.primes), 2, polynomial.shape[-1])
         result[:, 0] = polynomial
         for index, prime in enumerate(self.primes):
             result[index, 1] = shoup(polynomial[index], int(prime))

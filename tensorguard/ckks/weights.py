@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorguard.ckks import kernels
+from tensorguard.ckks.arrays import aligned_empty
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.ckks.plan import MAX_CHANNELS, MAX_ROWS, Plan
 from tensorguard.ckks.ring import Residues, ring
@@ -97,8 +98,8 @@ def _encode(integers: npt.NDArray[np.int32], parameters: ParameterSet, plan: Pla
         plan.blocks(d_in),
         SEGMENT,
     )
-    encoded = np.empty(shape, np.uint32)
-    scratch, transformed = np.empty((2, parameters.degree), np.uint32)
+    encoded = aligned_empty(*shape)
+    scratch, transformed = aligned_empty(2, parameters.degree)
     kernels.encode_weights(
         np.ascontiguousarray(integers),
         plan.shape,

@@ -99,6 +99,40 @@ def test_evaluation_is_the_reference_bit_for_bit(name: str, data: st.DataObject)
     np.testing.assert_array_equal(response.c0, c0)
 
 
+class RepeatingEvaluator(Evaluator):
+    """Uses the same randomness for every call, so that calls can be compared."""
+
+    def _randomness(self, responses: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if not hasattr(self, "drawn"):
+            self.drawn = super()._randomness(responses, outputs)
+        return self.drawn
+
+
+@pytest.mark.parametrize("name", RINGS)
+@pytest.mark.parametrize(("tokens", "plan"), [(1, Plan(1, 128, 8)), (37, Plan(16, 64, 4))])
+def test_threads_change_nothing(name: str, tokens: int, plan: Plan) -> None:
+    """Bit for bit, with more threads than there is work for some steps."""
+    parameters = get_parameter_set(name)
+    pair = Pair.create(parameters, RepeatingEvaluator)
+    weights = make_weights(20, 300, parameters)
+    sent = pair.host.encrypt(np.random.default_rng(0).normal(size=(tokens, 300)), plan, weights.norm_bound)
+    group = EncodedGroup(weights, parameters, [plan])
+    answers = []
+    for threads in (1, 2, 3, 7):
+        pair.evaluator._threads = threads
+        pair.evaluator._last_ids = {}
+        answers.append(pair.evaluator.evaluate(group, plan, tokens, sent.ids, sent.seeds, sent.b))
+    for answer in answers[1:]:
+        np.testing.assert_array_equal(answer.c1, answers[0].c1)
+        np.testing.assert_array_equal(answer.c0, answers[0].c0)
+
+
+def test_numbers_of_threads_are_checked(pair: Pair) -> None:
+    for threads in (0, 65):
+        with pytest.raises(InvalidInputError, match="threads"):
+            Evaluator(PARAMETERS, pair.host.public_key, pair.seed, SESSION, threads=threads)
+
+
 def test_more_blocks_than_one_sum_holds(pair: Pair) -> None:
     """Largest weights and 40 blocks: the 64-bit sums are reduced in time."""
     integers = np.full((1, 40), 2**16, np.int32)

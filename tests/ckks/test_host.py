@@ -99,8 +99,9 @@ def test_encryption_is_the_reference_bit_for_bit(name: str, identifier: str, tok
         uniform,
         constants.with_quotient(key),
         b,
+        0,
         np.empty(degree, np.uint32),
-        np.empty((2, 3 * error_words // 2), np.int32),
+        np.empty((2, kernels.error_values(degree)), np.int32),
         constants.factors,
         constants.primes,
     )
