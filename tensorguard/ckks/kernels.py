@@ -23,7 +23,7 @@ from tensorguard.ckks.ntt import (
     reduce_once,
 )
 from tensorguard.ckks.pointwise import add_product, count_ones, drop, plaintext, product, reduced_sum, with_error
-from tensorguard.ckks.simd import SEGMENT, multiply_accumulate
+from tensorguard.ckks.simd import SEGMENT, copy_segment, multiply_accumulate
 
 ERROR_HALF_WIDTH = 21
 """Centred binomial: the sum of 42 fair bits minus 21, variance 10.5."""
@@ -243,18 +243,16 @@ def accumulate(weights, b, a, chunks, sums, constants, inputs, first, end):
     prime_count, segments, groups, blocks, _ = weights.shape
     degree = b.shape[2]
     rows = degree // SEGMENT
-    flat_inputs, flat_weights = inputs.reshape(-1), weights.reshape(-1)
+    flat_b, flat_a, flat_inputs, flat_weights = b.reshape(-1), a.reshape(-1), inputs.reshape(-1), weights.reshape(-1)
     flat_sums, flat_constants = sums.reshape(-1), constants.reshape(-1)
     for i in range(prime_count):
         for row in range(first, end):
             segment, start = row * segments // rows, row * SEGMENT
             for chunk in range(chunks):
                 for block in range(blocks):
-                    b_row, a_row = b[chunk * blocks + block, i], a[chunk * blocks + block, i]
-                    gathered_b, gathered_a = inputs[block, 0], inputs[block, 1]
-                    for lane in range(SEGMENT):
-                        gathered_b[lane] = b_row[start + lane]
-                        gathered_a[lane] = a_row[start + lane]
+                    source = ((chunk * blocks + block) * prime_count + i) * degree + start
+                    copy_segment(flat_b, source, flat_inputs, 2 * SEGMENT * block)
+                    copy_segment(flat_a, source, flat_inputs, 2 * SEGMENT * block + SEGMENT)
                 for group in range(groups):
                     weight_at = ((i * segments + segment) * groups + group) * blocks * SEGMENT
                     sum_at = ((chunk * groups + group) * prime_count + i) * 2 * degree + start

@@ -209,6 +209,23 @@ def transpose_tile(
 
 
 @intrinsic
+def copy_segment(typing_context: Any, source: Any, source_offset: Any, target: Any, target_offset: Any) -> Any:
+    """Copy SEGMENT values from ``source[source_offset:]`` to ``target[target_offset:]``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = Lanes(context, builder)
+        source, source_offset, target, target_offset = arguments
+        source_at = lanes.pointer(signature.args[0], source, source_offset)
+        target_at = lanes.pointer(signature.args[2], target, target_offset)
+        for start in range(0, SEGMENT, LANES):
+            place = ir.Constant(I64, start)
+            lanes.store(lanes.load(source_at, place), target_at, place)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp), generate
+
+
+@intrinsic
 def multiply_accumulate(
     typing_context: Any,
     sums: Any,
