@@ -103,7 +103,7 @@ def divide(transcript: Transcript, session: CoprocessorSession, world: World) ->
 
 def without_switch(sums: Values, *rest: Any) -> None:
     """`kernels.finish` without the modulus switch: c1 modulo p0 as it is."""
-    c1, c0 = rest[4], rest[5]
+    c1, c0 = rest[5], rest[6]
     c1[:] = reference.inverse(sums[:, 0, 1].astype(np.uint64), 1073692673)
     c0[:] = 0
 
