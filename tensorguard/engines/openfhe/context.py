@@ -133,7 +133,7 @@ def _with_our_primes(library: Library, parameters: ParameterSet) -> Any:
         crypto = library.DeserializeCryptoContextString(json.dumps(description, indent=4), library.JSON)
     except (LookupError, TypeError, ValueError, RuntimeError):
         raise _unfit() from None
-    if crypto.GetRingDimension() != parameters.degree:
+    if crypto.GetRingDimension() != parameters.degree or crypto.GetModulus() != float(parameters.modulus):
         raise _unfit()
     return crypto
 

@@ -81,6 +81,8 @@ class OpenFheEvaluator:
         self._process = os.getpid()
         pk1 = UniformExpander(context.parameters, session_id, public_key=True).expand([0], pk1_seed)[0]
         self._public_key = context.public_key(pk0, pk1)
+        self._nothing = context.plaintext(np.zeros(context.parameters.degree), 2)
+        """Of a product's degree, so that OpenFHE adds encryptions of it to products as they are."""
 
     def evaluate(
         self,
@@ -126,12 +128,12 @@ class OpenFheEvaluator:
         self, inputs: list[Ciphertext], weights: Sequence[Plaintext], wanted: npt.NDArray[np.intp]
     ) -> Residues:
         """uint32 [2, N] coefficients modulo the first prime."""
+        context = self._context
         total = self._product(inputs, weights)
-        mask = self._encrypted_flood(wanted)
-        total.SetNoiseScaleDeg(mask.GetNoiseScaleDeg())  # equal, or OpenFHE would scale one of them up
-        self._context.crypto.EvalAddInPlace(total, mask)
-        self._context.switch(total)
-        return self._context.coefficients(total)
+        context.crypto.EvalAddInPlace(total, self._encryption_of_zero())
+        total = self._flooded(total, wanted)
+        context.switch(total)
+        return context.coefficients(total)
 
     def _product(self, inputs: list[Ciphertext], weights: Sequence[Plaintext]) -> Ciphertext:
         """Σ_blocks c·Ŵ."""
@@ -141,20 +143,19 @@ class OpenFheEvaluator:
             crypto.EvalAddInPlace(total, crypto.EvalMult(ciphertext, plaintext))
         return total
 
-    def _encrypted_flood(self, wanted: npt.NDArray[np.intp]) -> Ciphertext:
-        """A fresh public-key encryption of f: the encryption of zero and the flood in one, used once."""
-        limbs = flood.limbs(self.parameters.flood_bits, len(wanted.reshape(-1)))
-        mask = None
-        for index, limb in enumerate(limbs):
+    def _encryption_of_zero(self) -> Ciphertext:
+        """(pk0·u + e0, pk1·u + e1), u ternary, fresh from OpenFHE's generator; used once."""
+        return self._context.crypto.Encrypt(self._public_key, self._nothing)
+
+    def _flooded(self, total: Ciphertext, wanted: npt.NDArray[np.intp]) -> Ciphertext:
+        """c0 + f at the wanted coefficients."""
+        places = wanted.reshape(-1)
+        for index, limb in enumerate(flood.limbs(self.parameters.flood_bits, len(places))):
             polynomial = np.zeros(self.parameters.degree)
-            polynomial[wanted.reshape(-1)] = limb
-            plaintext = self._context.plaintext(polynomial, index + 1)
-            if mask is None:
-                mask = self._context.crypto.Encrypt(self._public_key, plaintext)
-            else:
-                mask.SetNoiseScaleDeg(index + 1)
-                mask = self._context.crypto.EvalAdd(mask, plaintext)
-        return mask
+            polynomial[places] = limb
+            total.SetNoiseScaleDeg(index + 1)  # that of the limb, or OpenFHE would scale one of them up
+            total = self._context.crypto.EvalAdd(total, self._context.plaintext(polynomial, index + 1))
+        return total
 
     def _count(self, responses: int, blocks: int) -> None:
         primes = len(self.parameters.primes)
