@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -102,7 +103,7 @@ def test_a_response_without_fresh_randomness_is_the_reference_bit_for_bit(
     sent = openfhe.host.encrypt(np.random.default_rng(2).normal(size=(2, 64)), plan, weights.norm_bound)
     response = openfhe.evaluate(weights, sent)
     a = openfhe.evaluator._expander.expand(sent.ids.tolist(), sent.seeds)
-    polynomial = reference.encode_weights(weights.integers, plan, 0, 0)
+    polynomial = reference.encode_weights(weights.integers, plan, 0, 0, openfhe.parameters.degree)
     c0, c1 = (
         reference.negacyclic(reference.combine(coefficients(openfhe, half)[0], primes), polynomial, q)
         for half in (sent.b, a)
@@ -215,7 +216,7 @@ def division(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> float:
     pair.evaluate(weights, sent)
     prime = int(pair.parameters.primes[0])
     a = pair.evaluator._expander.expand(sent.ids.tolist(), sent.seeds)[0, 0].astype(object)
-    polynomial = np.array(reference.encode_weights(weights.integers, plan, 0, 0)) % prime
+    polynomial = np.array(reference.encode_weights(weights.integers, plan, 0, 0, pair.parameters.degree)) % prime
     transformed = reference.transform(polynomial, prime).astype(object)
     inverses = np.array([pow(int(value), -1, prime) for value in a], dtype=object)
     return float(np.mean(captured[0].astype(object) * inverses % prime == transformed))
@@ -235,10 +236,12 @@ def test_a_forked_child_evaluates_nothing(openfhe: Pair) -> None:
     """OpenFHE's generator would go on from the parent's state: two responses with one u."""
     weights = make_weights(1, 64, openfhe.parameters)
     sent = openfhe.host.encrypt(np.ones((1, 64)), PLAN, weights.norm_bound)
+    group = openfhe.engine.encode(weights, openfhe.parameters, [PLAN])
     child = os.fork()
     if child == 0:
+        signal.alarm(20)  # OpenMP may wait in the child for threads that are not there
         try:
-            openfhe.evaluate(weights, sent)
+            openfhe.evaluator.evaluate(group, PLAN, 1, sent.ids, sent.seeds, sent.b)
         except UnavailableError:
             os._exit(17)
         finally:

@@ -81,8 +81,11 @@ class Context:
         return theirs
 
 
+EXCLUSIVE = threading.RLock()
+"""Held by whoever uses OpenFHE. Its calls release the interpreter lock, and it keeps one table of roots of unity for
+each prime of a process, which it makes anew when a prime is used at another ring degree.
+"""
 _contexts: dict[ParameterSet, Context] = {}
-_lock = threading.Lock()
 
 
 def shared_context(library: Library, parameters: ParameterSet) -> Context:
@@ -90,7 +93,7 @@ def shared_context(library: Library, parameters: ParameterSet) -> Context:
 
     Raises ConfigurationError if this version of OpenFHE does not take our ring.
     """
-    with _lock:
+    with EXCLUSIVE:
         if parameters not in _contexts:
             _contexts[parameters] = _make(library, parameters)
         return _contexts[parameters]

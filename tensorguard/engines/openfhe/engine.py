@@ -19,7 +19,7 @@ from tensorguard.ckks.randomness import SEED_BYTES, UniformExpander
 from tensorguard.ckks.ring import Residues
 from tensorguard.ckks.weights import GroupWeights
 from tensorguard.engines.openfhe import flood
-from tensorguard.engines.openfhe.context import Ciphertext, Context, Plaintext, shared_context
+from tensorguard.engines.openfhe.context import EXCLUSIVE, Ciphertext, Context, Plaintext, shared_context
 from tensorguard.engines.openfhe.library import Library, load_library
 from tensorguard.errors import InvalidInputError, NotFoundError, UnavailableError
 
@@ -31,7 +31,8 @@ class OpenFheGroup:
         self.plans = frozenset(plans)
         self.rows, self.d_in = weights.rows, weights.d_in
         self.parameters = context.parameters
-        self._encoded = {plan: _encode(context, weights.integers, plan) for plan in sorted(self.plans)}
+        with EXCLUSIVE:
+            self._encoded = {plan: _encode(context, weights.integers, plan) for plan in sorted(self.plans)}
 
     def __repr__(self) -> str:
         plans = sorted(plan.identifier for plan in self.plans)
@@ -80,9 +81,10 @@ class OpenFheEvaluator:
         self._lock = threading.Lock()
         self._process = os.getpid()
         pk1 = UniformExpander(context.parameters, session_id, public_key=True).expand([0], pk1_seed)[0]
-        self._public_key = context.public_key(pk0, pk1)
-        self._nothing = context.plaintext(np.zeros(context.parameters.degree), 2)
-        """Of a product's degree, so that OpenFHE adds encryptions of it to products as they are."""
+        with EXCLUSIVE:
+            self._public_key = context.public_key(pk0, pk1)
+            # Of a product's degree, so that OpenFHE adds encryptions of it to products as they are.
+            self._nothing = context.plaintext(np.zeros(context.parameters.degree), 2)
 
     def evaluate(
         self,
@@ -102,6 +104,19 @@ class OpenFheEvaluator:
             raise InvalidInputError("the adapter was prepared for another parameter set")
         weights = group.encoded(plan)
         self._admission.admit(group.d_in, plan, tokens, ids, seeds, b)
+        with EXCLUSIVE:
+            return self._evaluate(group, weights, plan, tokens, ids, seeds, b)
+
+    def _evaluate(
+        self,
+        group: OpenFheGroup,
+        weights: Sequence[Sequence[Plaintext]],
+        plan: Plan,
+        tokens: int,
+        ids: npt.NDArray[np.uint64],
+        seeds: bytes,
+        b: Residues,
+    ) -> EvaluatedRows:
         responses = plan.downloads(tokens, group.rows)
         c1 = np.empty((responses, self.parameters.degree), np.uint32)
         c0 = np.empty((tokens, group.rows), np.uint32)
