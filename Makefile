@@ -8,7 +8,7 @@ PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 ARGS ?=
 # What the coprocessor is made of; this runs on Python 3.10 too.
-COPROCESSOR_TESTS := $(addprefix tests/,ckks crypto evidence lora observability package rpc session \
+COPROCESSOR_TESTS := $(addprefix tests/,ckks crypto engines evidence lora observability package rpc session \
 	services/attestor services/he_lora test_architecture.py test_settings.py)
 
 .PHONY: help setup model test test-e2e test-all test-coprocessor-310 lint format protos demo up down demo-adapter bench compose-test clean
@@ -31,7 +31,7 @@ test-e2e: model ## the tests that start vLLM and several processes
 test-all: model ## all tests, with a dated report in reports/
 	@scripts/test_all.sh $(ARGS)
 
-test-coprocessor-310: ## the fast tests of the coprocessor and the attestor on Python 3.10 (skipped without one)
+test-coprocessor-310: ## the fast tests of the coprocessor and the attestor on Python 3.10, OpenFHE included (skipped without one)
 	@scripts/setup_310.sh
 	@if [ -d .venv310 ]; then .venv310/bin/python -m pytest -m "not e2e" $(COPROCESSOR_TESTS) $(ARGS); else echo "skipped: no Python 3.10"; fi
 

@@ -43,6 +43,7 @@ say "Creating $VENV with $("$python" --version)"
 rm -rf "$VENV"
 "$python" -m venv "$VENV" || fail "$VENV could not be created: on Debian and Ubuntu, apt-get install python3.10-venv"
 # tests/test_architecture.py loads every service that runs without vLLM, the gateway too.
-"$VENV/bin/python" -m pip install -c constraints.txt -e '.[gateway,test]' || fail "installation failed; the lines above say why"
+"$VENV/bin/python" -m pip install -c constraints.txt -e '.[gateway,openfhe,test]' || fail "installation failed; the lines above say why"
+"$VENV/bin/python" -c 'import openfhe' || say "OpenFHE does not run here, as the line above says (docs/engines.md): its tests are skipped"
 echo "$wanted" > "$STAMP"
 say "Ready: $VENV"

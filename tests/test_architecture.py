@@ -17,6 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "settings", "crypto", "observability"}),
     frozenset({"rpc"}),
     frozenset({"ckks"}),
+    frozenset({"engines"}),
     frozenset({"lora"}),
     frozenset({"package", "models"}),
     frozenset({"evidence"}),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from services.he_lora.metering import TokenMeter
 from tensorguard.ckks.parameters import ParameterSet
-from tensorguard.ckks.weights import EncodedGroup
+from tensorguard.engines import EncodedWeights
 from tensorguard.errors import LeaseExpiredError, NotFoundError
 from tensorguard.evidence.workload import Workload
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
@@ -29,12 +29,12 @@ class ServedAdapter:
     """Manifest and signatures, as the host receives them."""
     basis: bytes = field(repr=False)
     """Safetensors bytes of U."""
-    groups: Mapping[tuple[int, str], EncodedGroup] = field(repr=False)
+    groups: Mapping[tuple[int, str], EncodedWeights] = field(repr=False)
     meter: TokenMeter
     workload: Workload
     """The attested identity that the key was released to."""
 
-    def group(self, layer: int, group: str) -> EncodedGroup:
+    def group(self, layer: int, group: str) -> EncodedWeights:
         """Raises NotFoundError when the adapter has nothing for this group."""
         try:
             return self.groups[layer, group]

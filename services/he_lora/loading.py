@@ -6,14 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from services.he_lora.adapters import ServedAdapter
 from services.he_lora.metering import TokenMeter
 from tensorguard.ckks.parameters import get_parameter_set
-from tensorguard.ckks.weights import EncodedGroup
 from tensorguard.crypto.signatures import VerifyingKeys
+from tensorguard.engines import EncodedWeights, Engine
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.client import AttestorClient
@@ -35,6 +36,7 @@ _PROGRESS_SECONDS = 2.0
 class PackageOpener:
     """Opens packages of one tenant for one attested coprocessor."""
 
+    engine: Engine[Any]
     client: AttestorClient
     identity: WorkloadIdentity
     platform: Platform
@@ -73,7 +75,7 @@ class PackageOpener:
         parameters = get_parameter_set(manifest.moai.parameter_set)
         terms = released.terms
         del released
-        groups = _encode(manifest.package_id, contents, manifest.moai.parameter_set)
+        groups = _encode(self.engine, manifest.package_id, contents, manifest.moai.parameter_set)
         seconds = time.perf_counter() - started
         HE_OP_LATENCY.labels("load_weights").observe(seconds * 1e3)
         log.info(
@@ -101,13 +103,15 @@ class PackageOpener:
         )
 
 
-def _encode(name: str, contents: AdapterContents, parameter_set: str) -> dict[tuple[int, str], EncodedGroup]:
+def _encode(
+    engine: Engine[Any], name: str, contents: AdapterContents, parameter_set: str
+) -> dict[tuple[int, str], EncodedWeights]:
     parameters = get_parameter_set(parameter_set)
-    groups: dict[tuple[int, str], EncodedGroup] = {}
+    groups: dict[tuple[int, str], EncodedWeights] = {}
     reported = time.perf_counter()
     for done, group in enumerate(contents.groups):
         if time.perf_counter() - reported > _PROGRESS_SECONDS:
             reported = time.perf_counter()
             log.info("encoding", adapter=name, groups_done=done, groups=len(contents.groups))
-        groups[group.info.layer, group.info.group] = EncodedGroup(group.weights, parameters, group_plans(group.info))
+        groups[group.info.layer, group.info.group] = engine.encode(group.weights, parameters, group_plans(group.info))
     return groups

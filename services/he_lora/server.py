@@ -16,6 +16,7 @@ from services.he_lora.servicer import HeLoraServicer
 from services.he_lora.sessions import SessionRegistry
 from services.he_lora.settings import HeLoraSettings
 from tensorguard.crypto.signatures import VerifyingKeys
+from tensorguard.engines import EngineOptions, load_engine
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.identity import WorkloadIdentity
@@ -56,6 +57,7 @@ class Coprocessor:
 
 def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
     """Attest, open every package, bind the port. Raises the TenSafe error that says what is wrong."""
+    engine = load_engine(settings.backend, EngineOptions(threads=settings.threads))
     client = AttestorClient(settings.attestor, thumbprint=settings.attestor_thumbprint)
     if settings.attestor_thumbprint is None:
         log.warning("attestor key not pinned: set attestor_thumbprint", attestor=settings.attestor)
@@ -63,6 +65,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
     if platform.kind.value == "simulated":
         log.warning("SIMULATED EVIDENCE: no hardware vouches for this coprocessor")
     opener = PackageOpener(
+        engine=engine,
         client=client,
         identity=WorkloadIdentity.generate(),
         platform=platform,
@@ -81,7 +84,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         store.put(adapter)
         keepers.append(LeaseKeeper(store, adapter, partial(opener.open, path), settings.tokens_per_lease))
     registry = SessionRegistry(settings.max_sessions, settings.session_idle_seconds, settings.session_life_seconds)
-    servicer = HeLoraServicer(store.all()[0].workload, store, registry, Evaluation(store), threads=settings.threads)
+    servicer = HeLoraServicer(store.all()[0].workload, store, registry, Evaluation(store), engine)
     server = build_server(
         [servicer.service()],
         ServerOptions(

@@ -16,8 +16,8 @@ from services.he_lora.adapters import AdapterStore
 from services.he_lora.evaluation import Evaluation
 from services.he_lora.sessions import Session, SessionRegistry
 from tensorguard import __version__
-from tensorguard.ckks.evaluator import Evaluator
 from tensorguard.ckks.parameters import get_parameter_set
+from tensorguard.engines import Engine
 from tensorguard.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -59,14 +59,13 @@ class HeLoraServicer:
         store: AdapterStore,
         registry: SessionRegistry,
         evaluation: Evaluation,
-        *,
-        threads: int = 1,
+        engine: Engine[Any],
     ) -> None:
         self._workload = workload
         self._store = store
         self._registry = registry
         self._evaluation = evaluation
-        self._threads = threads
+        self._engine = engine
 
     def service(self) -> Service:
         """Servicer, authorisation table and the hot path's raw codec, for the server factory."""
@@ -78,10 +77,10 @@ class HeLoraServicer:
         return pb.ListAdaptersResponse(adapters=[adapter.summary() for adapter in self._store.all()])
 
     def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
-        """Version, evidence kind and operation counts."""
+        """Version, engine, evidence kind and operation counts."""
         return pb.GetStatusResponse(
             version=__version__,
-            backend="cpu",
+            backend=self._engine.name,
             evidence_kind=self._workload.evidence_kind.value,
             sessions=len(self._registry),
             operations=self._evaluation.totals(),
@@ -128,10 +127,8 @@ class HeLoraServicer:
             raise InvalidInputError(f"the public key must have {4 * shape[0] * shape[1]} bytes")
         session.host.identity.verify(request.signature, transcript.host_key_statement(number, request.public_key))
         pk0 = np.frombuffer(request.public_key, "<u4").reshape(shape)
-        evaluator = Evaluator(
-            parameters, pk0, transcript.pk1_seed(number), transcript.session_id, threads=self._threads
-        )
-        session.add_key(number, evaluator)
+        seed = transcript.pk1_seed(number)
+        session.add_key(number, self._engine.evaluator(parameters, pk0, seed, transcript.session_id))
         if number == 0:
             log.info("session opened", evidence=session.host.kind.value, host=session.host.identity.thumbprint)
         return pb.CompleteSessionResponse()

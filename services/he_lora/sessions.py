@@ -7,9 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from tensorguard.ckks.evaluator import Evaluator
 from tensorguard.ckks.parameters import ParameterSet
+from tensorguard.engines import RequestEvaluator
 from tensorguard.errors import InvalidInputError, NotFoundError, UnavailableError
 from tensorguard.evidence.result import AttestationResult
 from tensorguard.session.transcript import SessionTranscript
@@ -29,7 +30,7 @@ class Session:
     host: AttestationResult
     opened_at: float
     used_at: float
-    keys: dict[int, Evaluator] = field(default_factory=dict)
+    keys: dict[int, RequestEvaluator[Any]] = field(default_factory=dict)
     next_key: int = 0
     handles: list[str] = field(default_factory=list)
     streaming: bool = False
@@ -38,7 +39,7 @@ class Session:
     """Requests without an answer, by reason."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add_key(self, number: int, evaluator: Evaluator) -> None:
+    def add_key(self, number: int, evaluator: RequestEvaluator[Any]) -> None:
         """Take the next public key; the oldest kept one goes."""
         with self.lock:
             if number != self.next_key:
@@ -48,7 +49,7 @@ class Session:
             for old in [known for known in self.keys if known <= number - KEPT_KEYS]:
                 del self.keys[old]
 
-    def key(self, number: int) -> Evaluator:
+    def key(self, number: int) -> RequestEvaluator[Any]:
         """The evaluator of an announced key."""
         with self.lock:
             evaluator = self.keys.get(number)

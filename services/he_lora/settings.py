@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
+from tensorguard.engines import BACKENDS
 from tensorguard.package.contract import DEFAULT_PRIVACY_BOUND_LOG2
 from tensorguard.settings import Address, load_service_settings, service_settings
 
@@ -21,6 +22,11 @@ class HeLoraSettings(BaseSettings):
         min_length=1, description="public key files of the publishers whose packages are accepted"
     )
     tenant: str = Field(min_length=1, max_length=64, description="tenant whose adapters are served")
+    backend: str = Field(
+        "cpu",
+        pattern=f"^({'|'.join(BACKENDS)})$",
+        description="engine that evaluates: cpu or openfhe (docs/engines.md)",
+    )
     attestor: Address = Field("127.0.0.1:7401", description="address of the tenant's attestor")
     attestor_thumbprint: str | None = Field(
         None, description="RFC 7638 thumbprint of the attestor's key; without it the first answer is believed"

@@ -14,20 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorguard.ckks import kernels
+from tensorguard.ckks.admission import Admission
 from tensorguard.ckks.arrays import aligned, aligned_empty, scratch
 from tensorguard.ckks.lanes import LANES
 from tensorguard.ckks.messages import EvaluatedRows
 from tensorguard.ckks.parallel import MAX_THREADS, split
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.ckks.plan import Plan
-from tensorguard.ckks.randomness import SEED_BYTES, SecretStream, UniformExpander
+from tensorguard.ckks.randomness import SecretStream, UniformExpander
 from tensorguard.ckks.ring import Residues, ring
 from tensorguard.ckks.simd import SEGMENT
 from tensorguard.ckks.weights import EncodedGroup
 from tensorguard.errors import InvalidInputError
-
-MAX_CIPHERTEXTS = 1 << 12
-_COUNTER_BITS = 48
 
 
 @dataclass(slots=True)
@@ -58,41 +56,17 @@ class Evaluator:
     def __init__(
         self, parameters: ParameterSet, pk0: Residues, pk1_seed: bytes, session_id: bytes, *, threads: int = 1
     ) -> None:
-        if len(pk1_seed) != SEED_BYTES or not session_id:
-            raise InvalidInputError("a session needs a 32-byte public-key seed and an identifier")
         if not 1 <= threads <= MAX_THREADS:
             raise InvalidInputError(f"threads must be 1 to {MAX_THREADS}")
+        self._admission = Admission(parameters, pk0, pk1_seed, session_id)
         self.parameters = parameters
         self._threads = threads
         self.counters = OperationCounters()
         self._ring = ring(parameters)
         self._expander = UniformExpander(parameters, session_id)
         self._lock = threading.Lock()
-        self._last_ids: dict[int, int] = {}
-        self._check_residues(pk0[None], 1)
         pk1 = UniformExpander(parameters, session_id, public_key=True).expand([0], pk1_seed)[0]
         self._public_key = aligned(np.stack([self._ring.with_quotient(pk0), self._ring.with_quotient(pk1)]))
-
-    def _check_residues(self, polynomials: Residues, count: int) -> None:
-        shape = (count, len(self.parameters.primes), self.parameters.degree)
-        if polynomials.dtype != np.uint32 or polynomials.shape != shape:
-            raise InvalidInputError(f"expected {count} polynomials of uint32 residues {list(shape[1:])}")
-        if not kernels.all_reduced(np.ascontiguousarray(polynomials), self._ring.primes):
-            raise InvalidInputError("a residue is not below its prime")
-
-    def _take_ids(self, ids: npt.NDArray[np.uint64]) -> None:
-        """Refuse identifiers that do not grow per worker (its number is in the high 16 bits); remember the
-        last.
-        """
-        values = ids.tolist()
-        with self._lock:
-            last = dict(self._last_ids)
-            for value in values:
-                worker = value >> _COUNTER_BITS
-                if value <= last.get(worker, 0):
-                    raise InvalidInputError("a ciphertext identifier was used before")
-                last[worker] = value
-            self._last_ids = last
 
     def evaluate(
         self,
@@ -112,13 +86,7 @@ class Evaluator:
         if group.parameters != self.parameters:
             raise InvalidInputError("the adapter was prepared for another parameter set")
         weights = group.encoded(plan)
-        count = plan.uploads(tokens, group.d_in) if tokens >= 1 else 0
-        if not 1 <= count <= MAX_CIPHERTEXTS:
-            raise InvalidInputError(f"a request has 1 to {MAX_CIPHERTEXTS} ciphertexts")
-        if ids.dtype != np.uint64 or ids.shape != (count,) or len(seeds) != SEED_BYTES * count:
-            raise InvalidInputError(f"expected {count} ciphertext identifiers and seeds")
-        self._check_residues(b, count)
-        self._take_ids(ids)
+        self._admission.admit(group.d_in, plan, tokens, ids, seeds, b)
         return self._evaluate(group, weights, plan, tokens, ids, seeds, np.ascontiguousarray(b))
 
     def _evaluate(
