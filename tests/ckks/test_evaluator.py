@@ -120,7 +120,7 @@ def test_threads_change_nothing(name: str, tokens: int, plan: Plan) -> None:
     answers = []
     for threads in (1, 2, 3, 7):
         pair.evaluator._threads = threads
-        pair.evaluator._last_ids = {}
+        pair.evaluator._admission._last_ids = {}
         answers.append(pair.evaluator.evaluate(group, plan, tokens, sent.ids, sent.seeds, sent.b))
     for answer in answers[1:]:
         np.testing.assert_array_equal(answer.c1, answers[0].c1)
