@@ -12,9 +12,10 @@ from services.he_lora.adapters import AdapterStore
 from services.he_lora.evaluation import Evaluation
 from services.he_lora.leases import LeaseKeeper
 from services.he_lora.loading import PackageOpener
-from services.he_lora.servicer import HeLoraServicer
+from services.he_lora.servicer import HeLoraServicer, KeyPools
 from services.he_lora.sessions import SessionRegistry
 from services.he_lora.settings import HeLoraSettings
+from tensorguard.ckks.filler import Filler
 from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.client import AttestorClient
@@ -38,6 +39,7 @@ class Coprocessor:
     servicer: HeLoraServicer
     keepers: tuple[LeaseKeeper, ...]
     client: AttestorClient
+    pools: KeyPools | None
     stop_metrics: Callable[[], None]
 
     def start(self) -> None:
@@ -50,6 +52,8 @@ class Coprocessor:
         """Report the tokens used and release everything; call after the server has stopped."""
         for keeper in self.keepers:
             keeper.stop()
+        if self.pools is not None:
+            self.pools.filler.close()
         self.stop_metrics()
         self.client.close()
 
@@ -81,7 +85,10 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         store.put(adapter)
         keepers.append(LeaseKeeper(store, adapter, partial(opener.open, path), settings.tokens_per_lease))
     registry = SessionRegistry(settings.max_sessions, settings.session_idle_seconds, settings.session_life_seconds)
-    servicer = HeLoraServicer(store.all()[0].workload, store, registry, Evaluation(store))
+    pools = None
+    if settings.pool_bytes_per_key:
+        pools = KeyPools(settings.pool_bytes_per_key, Filler(settings.pool_bytes))
+    servicer = HeLoraServicer(store.all()[0].workload, store, registry, Evaluation(store), pools)
     server = build_server(
         [servicer.service()],
         ServerOptions(
@@ -93,7 +100,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         ),
     )
     stop_metrics = serve_metrics(settings.metrics_listen) if settings.metrics_listen else _nothing
-    return Coprocessor(server, servicer, tuple(keepers), client, stop_metrics)
+    return Coprocessor(server, servicer, tuple(keepers), client, pools, stop_metrics)
 
 
 def _platform(settings: HeLoraSettings) -> Platform:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from services.he_lora.evaluation import Evaluation
 from services.he_lora.sessions import Session, SessionRegistry
 from tensorguard import __version__
 from tensorguard.ckks.evaluator import Evaluator
+from tensorguard.ckks.filler import Filler
 from tensorguard.ckks.parameters import get_parameter_set
 from tensorguard.errors import (
     AuthenticationError,
@@ -39,6 +41,15 @@ log = structlog.get_logger(__name__)
 
 _RECEIVED, _SENT = HE_BYTES.labels("received"), HE_BYTES.labels("sent")
 
+
+@dataclass(frozen=True, slots=True)
+class KeyPools:
+    """Each key gets a pool of this size, filled by the one thread there is for it."""
+
+    bytes_per_key: int
+    filler: Filler
+
+
 RULES = {
     "ListAdapters": PUBLIC,
     "GetStatus": PUBLIC,
@@ -54,12 +65,18 @@ class HeLoraServicer:
     """Implements HeLoraService for the adapters of one tenant."""
 
     def __init__(
-        self, workload: Workload, store: AdapterStore, registry: SessionRegistry, evaluation: Evaluation
+        self,
+        workload: Workload,
+        store: AdapterStore,
+        registry: SessionRegistry,
+        evaluation: Evaluation,
+        pools: KeyPools | None = None,
     ) -> None:
         self._workload = workload
         self._store = store
         self._registry = registry
         self._evaluation = evaluation
+        self._pools = pools
 
     def service(self) -> Service:
         """Servicer, authorisation table and the hot path's raw codec, for the server factory."""
@@ -121,7 +138,16 @@ class HeLoraServicer:
             raise InvalidInputError(f"the public key must have {4 * shape[0] * shape[1]} bytes")
         session.host.identity.verify(request.signature, transcript.host_key_statement(number, request.public_key))
         pk0 = np.frombuffer(request.public_key, "<u4").reshape(shape)
-        session.add_key(number, Evaluator(parameters, pk0, transcript.pk1_seed(number), transcript.session_id))
+        evaluator = Evaluator(
+            parameters,
+            pk0,
+            transcript.pk1_seed(number),
+            transcript.session_id,
+            pool_bytes=self._pools.bytes_per_key if self._pools else 0,
+        )
+        session.add_key(number, evaluator)
+        if self._pools is not None:
+            self._pools.filler.add(evaluator.pool)
         if number == 0:
             log.info("session opened", evidence=session.host.kind.value, host=session.host.identity.thumbprint)
         return pb.CompleteSessionResponse()

@@ -17,6 +17,7 @@ from tensorguard.ckks import kernels
 from tensorguard.ckks.messages import EvaluatedRows
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.ckks.plan import Plan
+from tensorguard.ckks.pool import Pool, weakly
 from tensorguard.ckks.randomness import SEED_BYTES, SecretStream, UniformExpander
 from tensorguard.ckks.ring import Residues, ring
 from tensorguard.ckks.weights import EncodedGroup
@@ -29,7 +30,7 @@ _COUNTER_BITS = 48
 @dataclass(slots=True)
 class OperationCounters:
     """Operations since the evaluator was made. Transforms are per prime; products, additions per polynomial
-    pair.
+    pair. What filling the pool took is not in them.
     """
 
     transforms: int = 0
@@ -44,14 +45,27 @@ class OperationCounters:
         return 0
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Rerandomiser:
+    """One response's encryption of zero: (pk0·u, pk1·u + e1), uint32 [primes, 2, N], transform domain, below 2p."""
+
+    values: Residues
+
+    def wipe(self) -> None:
+        """Overwrite it: whoever has it and the response can divide the weights out."""
+        self.values.fill(0)
+
+
 class Evaluator:
     """Evaluates requests of one host key.
 
     pk0 uint32 [primes, N] reduced, transform domain; pk1_seed 32 bytes, session_id: public, agreed by both
-    sides.
+    sides. The pool holds up to ``pool_bytes``.
     """
 
-    def __init__(self, parameters: ParameterSet, pk0: Residues, pk1_seed: bytes, session_id: bytes) -> None:
+    def __init__(
+        self, parameters: ParameterSet, pk0: Residues, pk1_seed: bytes, session_id: bytes, *, pool_bytes: int = 0
+    ) -> None:
         if len(pk1_seed) != SEED_BYTES or not session_id:
             raise InvalidInputError("a session needs a 32-byte public-key seed and an identifier")
         self.parameters = parameters
@@ -63,6 +77,8 @@ class Evaluator:
         self._check_residues(pk0[None], 1)
         pk1 = UniformExpander(parameters, session_id, public_key=True).expand([0], pk1_seed)[0]
         self._public_key = np.stack([self._ring.with_quotient(pk0), self._ring.with_quotient(pk1)])
+        self.pool = Pool("coprocessor", weakly(self._make_rerandomiser), 2 * pk1.nbytes, pool_bytes)
+        """Encryptions of zero for `evaluate`. Fill it in idle time; without any, `evaluate` makes them itself."""
 
     def _check_residues(self, polynomials: Residues, count: int) -> None:
         shape = (count, len(self.parameters.primes), self.parameters.degree)
@@ -128,11 +144,16 @@ class Evaluator:
         a = self._expander.expand(ids.tolist(), seeds)
         sums = np.empty((responses, prime_count, 2, degree), np.uint32)
         kernels.accumulate(weights, b, a, plan.chunks(tokens), sums, constants.constants)
-        trits, error_words, flood_words = self._randomness(responses, tokens * group.rows)
+        ready = self.pool.take(responses)
+        in_line = responses - len(ready)
+        trits, error_words, flood_words = self._randomness(in_line, tokens * group.rows)
         work = np.empty((prime_count, degree), np.uint32)
         kernels.add_encryption_of_zero(
-            sums, trits, self._public_key, work[0], work[1], constants.factors, constants.primes
+            sums[:in_line], trits, self._public_key, work[0], work[1], constants.factors, constants.primes
         )
+        for rerandomiser, total in zip(ready, sums[in_line:], strict=True):
+            kernels.add_lazily(total, rerandomiser.values, constants.primes)
+            rerandomiser.wipe()
         mask = np.empty((tokens * group.rows, prime_count), np.uint32)
         kernels.flood(
             flood_words,
@@ -160,12 +181,33 @@ class Evaluator:
             constants.drops,
         )
         with self._lock:
-            self.counters.transforms += 3 * prime_count * responses
+            self.counters.transforms += prime_count * (2 * responses + in_line)
             self.counters.products += plan.chunks(tokens) * plan.polynomials(group.d_in, group.rows)
             self.counters.additions += plan.chunks(tokens) * plan.polynomials(group.d_in, group.rows) + responses
             self.counters.rerandomisations += responses
             self.counters.modulus_switches += responses
         return EvaluatedRows(c1=c1, c0=c0)
+
+    def _make_rerandomiser(self) -> Rerandomiser:
+        """For the pool."""
+        trits, error_words, _ = self._randomness(1, 0)
+        degree = self.parameters.degree
+        values = np.zeros((1, len(self._ring.primes), 2, degree), np.uint32)
+        work = np.empty((2, degree), np.uint32)
+        constants = self._ring
+        kernels.add_encryption_of_zero(
+            values, trits, self._public_key, work[0], work[1], constants.factors, constants.primes
+        )
+        kernels.add_error(
+            values,
+            error_words,
+            work[0],
+            work[1],
+            np.empty(3 * kernels.error_words(degree) // 2, np.int32),
+            constants.factors,
+            constants.primes,
+        )
+        return Rerandomiser(values[0])
 
     def _randomness(
         self, responses: int, outputs: int
