@@ -155,7 +155,7 @@ def test_no_element_is_given_out_twice_under_concurrency() -> None:
 
     def take() -> list[int]:
         taken: list[int] = []
-        while len(taken) < 2000:
+        while len(taken) < 500:
             taken += [item.number for item in pool.take(1 + len(taken) % 5)]
         return taken
 
