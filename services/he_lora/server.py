@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -16,7 +17,7 @@ from services.he_lora.servicer import HeLoraServicer
 from services.he_lora.sessions import SessionRegistry
 from services.he_lora.settings import HeLoraSettings
 from tensorguard.crypto.signatures import VerifyingKeys
-from tensorguard.engines import EngineOptions, load_engine
+from tensorguard.engines import Engine, EngineOptions, load_engine
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.identity import WorkloadIdentity
@@ -39,6 +40,7 @@ class Coprocessor:
     servicer: HeLoraServicer
     keepers: tuple[LeaseKeeper, ...]
     client: AttestorClient
+    engine: Engine[Any]
     stop_metrics: Callable[[], None]
 
     def start(self) -> None:
@@ -51,13 +53,17 @@ class Coprocessor:
         """Report the tokens used and release everything; call after the server has stopped."""
         for keeper in self.keepers:
             keeper.stop()
+        self.engine.close()
         self.stop_metrics()
         self.client.close()
 
 
 def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
     """Attest, open every package, bind the port. Raises the TenSafe error that says what is wrong."""
-    engine = load_engine(settings.backend, EngineOptions(threads=settings.threads))
+    engine = load_engine(
+        settings.backend,
+        EngineOptions(settings.threads, settings.pool_bytes_per_key, settings.pool_bytes),
+    )
     client = AttestorClient(settings.attestor, thumbprint=settings.attestor_thumbprint)
     if settings.attestor_thumbprint is None:
         log.warning("attestor key not pinned: set attestor_thumbprint", attestor=settings.attestor)
@@ -96,7 +102,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         ),
     )
     stop_metrics = serve_metrics(settings.metrics_listen) if settings.metrics_listen else _nothing
-    return Coprocessor(server, servicer, tuple(keepers), client, stop_metrics)
+    return Coprocessor(server, servicer, tuple(keepers), client, engine, stop_metrics)
 
 
 def _platform(settings: HeLoraSettings) -> Platform:

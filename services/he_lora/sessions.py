@@ -17,8 +17,8 @@ from tensorguard.session.transcript import SessionTranscript
 
 PENDING_SECONDS = 30.0
 """How long a session may stay without a public key."""
-KEPT_KEYS = 2
-"""Requests under the previous key may still be on their way when the next one is announced."""
+KEPT_KEYS = 3
+"""The next key is announced ahead, and requests under the previous one may still be on their way then."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,28 +34,39 @@ class Session:
     next_key: int = 0
     handles: list[str] = field(default_factory=list)
     streaming: bool = False
+    ended: bool = False
     last_request: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     """Requests without an answer, by reason."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_key(self, number: int, evaluator: RequestEvaluator[Any]) -> None:
-        """Take the next public key; the oldest kept one goes."""
+        """Take the next public key; the oldest kept one goes. After `end` the key is dropped at once."""
         with self.lock:
             if number != self.next_key:
                 raise InvalidInputError(f"the next key number of this session is {self.next_key}")
             self.keys[number] = evaluator
             self.next_key += 1
-            for old in [known for known in self.keys if known <= number - KEPT_KEYS]:
-                del self.keys[old]
+            self._drop_below(self.next_key if self.ended else self.next_key - KEPT_KEYS)
 
     def key(self, number: int) -> RequestEvaluator[Any]:
-        """The evaluator of an announced key."""
+        """The evaluator of an announced key. Requests come in order, so those below it are not needed any more."""
         with self.lock:
             evaluator = self.keys.get(number)
-        if evaluator is None:
-            raise NotFoundError("no such key in this session")
-        return evaluator
+            if evaluator is None:
+                raise NotFoundError("no such key in this session")
+            self._drop_below(number)
+            return evaluator
+
+    def end(self) -> None:
+        """Drop the keys, and wipe their pools."""
+        with self.lock:
+            self.ended = True
+            self._drop_below(self.next_key)
+
+    def _drop_below(self, number: int) -> None:
+        for old in [known for known in self.keys if known < number]:
+            self.keys.pop(old).close()
 
     def attach(self, adapter: str) -> int:
         """The handle of an adapter in this session's frames; the same one when attached again."""
@@ -102,7 +113,7 @@ class SessionRegistry:
         with self._lock:
             session = self._sessions.get(session_id)
             if session is None or self._expired(session):
-                self._sessions.pop(session_id, None)
+                self._end(session_id)
                 raise NotFoundError("no such session (it may have expired): begin a new one")
             if completed and not session.keys:
                 raise NotFoundError("the session has no public key yet: complete it first")
@@ -112,7 +123,7 @@ class SessionRegistry:
     def remove(self, session_id: bytes) -> None:
         """Forget a session and its keys."""
         with self._lock:
-            self._sessions.pop(session_id, None)
+            self._end(session_id)
 
     def __len__(self) -> int:
         with self._lock:
@@ -124,7 +135,7 @@ class SessionRegistry:
         with self._lock:
             present = self._sessions.get(session.transcript.session_id) is session
             if present and self._expired(session):
-                del self._sessions[session.transcript.session_id]
+                self._end(session.transcript.session_id)
                 return False
             session.used_at = self.clock()
             return present
@@ -139,4 +150,9 @@ class SessionRegistry:
 
     def _drop_expired(self) -> None:
         for session_id in [name for name, session in self._sessions.items() if self._expired(session)]:
-            del self._sessions[session_id]
+            self._end(session_id)
+
+    def _end(self, session_id: bytes) -> None:
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            session.end()

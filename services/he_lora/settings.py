@@ -56,6 +56,14 @@ class HeLoraSettings(BaseSettings):
         7200.0, gt=0, description="a session ends after this time; the host then attests again"
     )
     threads: int = Field(1, ge=1, le=64, description="threads that share the evaluation of one request")
+    pool_bytes_per_key: int = Field(
+        32 << 20,
+        ge=0,
+        description="bytes of encryptions of zero made ahead, in idle time, for each host key; 0 makes none ahead",
+    )
+    pool_bytes: int = Field(
+        256 << 20, ge=0, description="bytes of encryptions of zero made ahead, over the keys of all sessions"
+    )
     reflection: bool = Field(False, description="offer gRPC reflection (development)")
     plaintext_network: bool = Field(
         False, description="permit a non-loopback address without TLS, on a private container network"

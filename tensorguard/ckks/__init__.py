@@ -34,19 +34,25 @@ __all__ = [
 ]
 
 
-def compile_kernels() -> None:
-    """Compile every kernel, or load it from numba's cache, by one tiny product. Services call it before they
-    are ready.
+_WARM_UP_POOL = 1 << 20
 
-    The first time on a machine takes some seconds.
+
+def compile_kernels() -> None:
+    """Compile every kernel, or load it from numba's cache, by two tiny products, with pools and without.
+
+    Services call it before they are ready. The first time on a machine takes some seconds.
     """
     parameters = get_parameter_set(DEFAULT_PARAMETER_SET)
     plan = Plan(1, 32, 1)
     group = EncodedGroup(GroupWeights(np.ones((1, 1), np.int32), (0,), 1.0), parameters, [plan])
     seed, session_id = os.urandom(32), b"compile"
-    host = HostSession.create(parameters, seed, session_id)
-    encrypted = host.encrypt(np.ones((1, 1)), plan, 1.0)
-    evaluator = Evaluator(parameters, host.public_key, seed, session_id)
-    response = evaluator.evaluate(group, plan, 1, encrypted.ids, encrypted.seeds, encrypted.b)
-    host.decrypt(encrypted, response, 1, np.ones(1))
+    host = HostSession.create(parameters, seed, session_id, pool_bytes=_WARM_UP_POOL)
+    evaluator = Evaluator(parameters, host.public_key, seed, session_id, pool_bytes=_WARM_UP_POOL)
+    for _ in range(2):
+        encrypted = host.encrypt(np.ones((1, 1)), plan, 1.0)
+        response = evaluator.evaluate(group, plan, 1, encrypted.ids, encrypted.seeds, encrypted.b)
+        host.decrypt(encrypted, response, 1, np.ones(1))
+        host.pool.fill()
+        evaluator.pool.fill()
+    evaluator.pool.close()
     host.close()

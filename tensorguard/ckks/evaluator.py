@@ -21,6 +21,7 @@ from tensorguard.ckks.messages import EvaluatedRows
 from tensorguard.ckks.parallel import MAX_THREADS, split
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.ckks.plan import Plan
+from tensorguard.ckks.pool import Pool, weakly
 from tensorguard.ckks.randomness import SecretStream, UniformExpander
 from tensorguard.ckks.ring import Residues, ring
 from tensorguard.ckks.simd import SEGMENT
@@ -31,7 +32,7 @@ from tensorguard.errors import InvalidInputError
 @dataclass(slots=True)
 class OperationCounters:
     """Operations since the evaluator was made. Transforms are per prime; products, additions per polynomial
-    pair.
+    pair. What filling the pool took is not in them.
     """
 
     transforms: int = 0
@@ -46,15 +47,34 @@ class OperationCounters:
         return 0
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Rerandomiser:
+    """One response's encryption of zero: (pk0·u, pk1·u + e1), uint32 [primes, 2, N], transform domain, below 2p."""
+
+    values: Residues
+
+    def wipe(self) -> None:
+        """Overwrite it: whoever has it and the response can divide the weights out."""
+        self.values.fill(0)
+
+
 class Evaluator:
     """Evaluates requests of one host key.
 
     pk0 uint32 [primes, N] reduced, transform domain; pk1_seed 32 bytes, session_id: public, agreed by both
-    sides. With ``threads`` > 1 a request is shared by so many threads; its answer is the same.
+    sides. With ``threads`` > 1 a request is shared by so many threads; its answer is the same. The pool holds up
+    to ``pool_bytes``.
     """
 
     def __init__(
-        self, parameters: ParameterSet, pk0: Residues, pk1_seed: bytes, session_id: bytes, *, threads: int = 1
+        self,
+        parameters: ParameterSet,
+        pk0: Residues,
+        pk1_seed: bytes,
+        session_id: bytes,
+        *,
+        threads: int = 1,
+        pool_bytes: int = 0,
     ) -> None:
         if not 1 <= threads <= MAX_THREADS:
             raise InvalidInputError(f"threads must be 1 to {MAX_THREADS}")
@@ -67,6 +87,8 @@ class Evaluator:
         self._lock = threading.Lock()
         pk1 = UniformExpander(parameters, session_id, public_key=True).expand([0], pk1_seed)[0]
         self._public_key = aligned(np.stack([self._ring.with_quotient(pk0), self._ring.with_quotient(pk1)]))
+        self.pool = Pool("coprocessor", weakly(self._make_rerandomiser), 2 * pk1.nbytes, pool_bytes)
+        """Encryptions of zero for `evaluate`. Fill it in idle time; without any, `evaluate` makes them itself."""
 
     def evaluate(
         self,
@@ -89,6 +111,10 @@ class Evaluator:
         self._admission.admit(group.d_in, plan, tokens, ids, seeds, b)
         return self._evaluate(group, weights, plan, tokens, ids, seeds, np.ascontiguousarray(b))
 
+    def close(self) -> None:
+        """Wipe the pool. Evaluations that run end as they would."""
+        self.pool.close()
+
     def _evaluate(
         self,
         group: EncodedGroup,
@@ -110,7 +136,9 @@ class Evaluator:
             kernels.accumulate(weights, b, a, chunks, sums, constants.constants, inputs, first, end)
 
         split(self._threads, degree // SEGMENT, multiply)
-        trits, error_words, flood_words = self._randomness(responses, tokens * group.rows)
+        ready = self.pool.take(responses)
+        in_line = responses - len(ready)
+        trits, error_words, flood_words = self._randomness(in_line, tokens * group.rows)
         mask = np.empty((tokens, group.rows, prime_count), np.uint32)
         kernels.flood(
             flood_words,
@@ -125,18 +153,22 @@ class Evaluator:
 
         def hide_and_switch(first: int, end: int) -> None:
             work = scratch.take("evaluation", prime_count, degree)
+            made = max(first, min(end, in_line))
             kernels.add_encryption_of_zero(
-                sums[first:end],
-                trits[first:end],
+                sums[first:made],
+                trits[first:made],
                 self._public_key,
                 work[0],
                 work[1],
                 constants.factors,
                 constants.primes,
             )
+            for index in range(made, end):
+                kernels.add_lazily(sums[index], ready[index - in_line].values, constants.primes)
+                ready[index - in_line].wipe()
             kernels.finish(
                 sums[first:end],
-                error_words[first:end],
+                error_words[first:made],
                 mask,
                 plan.shape,
                 plan.skip,
@@ -153,12 +185,34 @@ class Evaluator:
 
         split(self._threads, responses, hide_and_switch)
         with self._lock:
-            self.counters.transforms += 3 * prime_count * responses
+            self.counters.transforms += prime_count * (2 * responses + in_line)
             self.counters.products += plan.chunks(tokens) * plan.polynomials(group.d_in, group.rows)
             self.counters.additions += plan.chunks(tokens) * plan.polynomials(group.d_in, group.rows) + responses
             self.counters.rerandomisations += responses
             self.counters.modulus_switches += responses
         return EvaluatedRows(c1=c1, c0=c0)
+
+    def _make_rerandomiser(self) -> Rerandomiser:
+        """For the pool."""
+        trits, error_words, _ = self._randomness(1, 0)
+        degree = self.parameters.degree
+        constants = self._ring
+        values = aligned_empty(1, len(constants.primes), 2, degree)
+        values.fill(0)
+        work = scratch.take("evaluation", 2, degree)
+        kernels.add_encryption_of_zero(
+            values, trits, self._public_key, work[0], work[1], constants.factors, constants.primes
+        )
+        kernels.add_error(
+            values,
+            error_words,
+            work[0],
+            work[1],
+            scratch.take("errors", kernels.error_values(degree)).view(np.int32),
+            constants.factors,
+            constants.primes,
+        )
+        return Rerandomiser(values[0])
 
     def _randomness(
         self, responses: int, outputs: int

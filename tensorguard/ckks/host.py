@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +18,51 @@ from tensorguard.ckks.messages import EncryptedActivations, EvaluatedRows
 from tensorguard.ckks.ntt import forward_all
 from tensorguard.ckks.parameters import MANTISSA_BITS, ParameterSet
 from tensorguard.ckks.plan import Plan
+from tensorguard.ckks.pool import Pool, weakly
 from tensorguard.ckks.randomness import SEED_BYTES, SecretStream, UniformExpander
 from tensorguard.ckks.ring import Residues, ring
 from tensorguard.errors import InvalidInputError, UnavailableError
 
 MAX_TOKENS = 1 << 16
 _COUNTER_BITS = 48
+_WORKER_BITS = 15
+_POOLED = 1 << _WORKER_BITS
+"""Lane of identifiers of a worker's pooled ciphertexts. They get theirs when they are made, and must still grow."""
 _LARGEST_VALUE = 0.46
 """Of p0. Honest results stay below 0.45 by the choice of the scale, plus noise."""
 _LONGEST_CALL_SECONDS = 10.0
 """How long `close` waits for running calls. Longer ones lose their key in between, and then their result."""
 
 _KEY_GONE = "this session's key is gone (closed or forked); open a new session"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class EncryptionOfZero:
+    """A ciphertext without its message: identifier, seed (32 bytes) and b = -a·s + NTT(e), uint32 [primes, N]."""
+
+    identifier: int
+    seed: bytes
+    b: Residues
+
+    def wipe(self) -> None:
+        """Overwrite b: with it a message could be read from the ciphertext that was sent."""
+        self.b.fill(0)
+
+
+class _Identifiers:
+    """Ciphertext identifiers of one lane, which only grow."""
+
+    def __init__(self, lane: int) -> None:
+        self.next = (lane << _COUNTER_BITS) + 1
+        self.last = (lane << _COUNTER_BITS) + (1 << _COUNTER_BITS) - 1
+
+    def take(self, count: int) -> int:
+        """The first of ``count``. Raises UnavailableError when they are used up."""
+        first = self.next
+        if first + count - 1 > self.last:
+            raise UnavailableError("this key has used all its ciphertext identifiers; open a new session")
+        self.next += count
+        return first
 
 
 class HostSession:
@@ -39,34 +73,39 @@ class HostSession:
     is gone.
     """
 
-    def __init__(self, parameters: ParameterSet, pk1_seed: bytes, session_id: bytes, worker: int) -> None:
+    def __init__(
+        self, parameters: ParameterSet, pk1_seed: bytes, session_id: bytes, worker: int, pool_bytes: int
+    ) -> None:
         if len(pk1_seed) != SEED_BYTES or not session_id:
             raise InvalidInputError("a session needs a 32-byte public-key seed and an identifier")
-        if not 0 <= worker < 1 << (64 - _COUNTER_BITS):
-            raise InvalidInputError("the worker number must fit 16 bits")
+        if not 0 <= worker < 1 << _WORKER_BITS:
+            raise InvalidInputError(f"the worker number must fit {_WORKER_BITS} bits")
         self.parameters = parameters
         self._ring = ring(parameters)
         self._expander = UniformExpander(parameters, session_id)
         self._state = threading.Condition()
         """Guards what follows, and tells `close` that the last running call has ended."""
         self._running = 0
-        self._next_id = (worker << _COUNTER_BITS) + 1
-        self._last_id = (worker << _COUNTER_BITS) + (1 << _COUNTER_BITS) - 1
+        self._in_line, self._pooled = _Identifiers(worker), _Identifiers(worker | _POOLED)
         self._closed = False
         self._keys = _make_key(parameters)
         _SESSIONS.add(self)
         public = UniformExpander(parameters, session_id, public_key=True).expand([0], pk1_seed)
-        nothing = np.zeros((1, 1), np.int32)
-        self.public_key: Residues = self._encrypt(nothing, Plan(1, 1, 1), self._ring.scale(1), public)[0]
+        self.public_key: Residues = self._encrypt_zero(public)
         """pk0 = -pk1·s + e, uint32 [primes, N], transform domain, reduced."""
         self.public_key.flags.writeable = False
+        self.pool = Pool("host", weakly(self._make_zero), self.public_key.nbytes, pool_bytes)
+        """Encryptions of zero for `encrypt`. Fill it in idle time; without any, `encrypt` makes them itself."""
 
     @classmethod
-    def create(cls, parameters: ParameterSet, pk1_seed: bytes, session_id: bytes, *, worker: int = 0) -> HostSession:
+    def create(
+        cls, parameters: ParameterSet, pk1_seed: bytes, session_id: bytes, *, worker: int = 0, pool_bytes: int = 0
+    ) -> HostSession:
         """A session with a fresh key. ``pk1_seed`` (32 bytes) and ``session_id`` are public and agreed by
-        both sides; ``worker`` (16 bits) keeps ciphertext identifiers of several workers with one key apart.
+        both sides; ``worker`` (15 bits) keeps ciphertext identifiers of several workers with one key apart;
+        the pool holds up to ``pool_bytes``.
         """
-        return cls(parameters, pk1_seed, session_id, worker)
+        return cls(parameters, pk1_seed, session_id, worker, pool_bytes)
 
     def __repr__(self) -> str:
         return "HostSession()"
@@ -79,7 +118,11 @@ class HostSession:
         return self._closed
 
     def close(self) -> None:
-        """Overwrite the key, after calls that are running; they and later ones raise UnavailableError."""
+        """Overwrite the key and the pool, after calls that are running; they and later ones raise UnavailableError."""
+        self._wipe()
+        self.pool.close()
+
+    def _wipe(self) -> None:
         with self._state:
             self._closed = True
             self._state.wait_for(lambda: not self._running, _LONGEST_CALL_SECONDS)
@@ -87,10 +130,13 @@ class HostSession:
             key.fill(0)
 
     def _forget_in_child(self) -> None:
-        """`close` in a forked child. Only the forking thread exists here: what others held is never released."""
+        """`close` in a forked child. Only the forking thread exists here: what others held is never released.
+
+        The pool forgets by itself.
+        """
         self._state = threading.Condition()
         self._running = 0
-        self.close()
+        self._wipe()
 
     @contextmanager
     def _key_in_use(self) -> Iterator[tuple[Residues, Residues]]:
@@ -133,50 +179,111 @@ class HostSession:
             raise InvalidInputError("activations contain NaN or infinity; refusing to encrypt them")
         scale = self.parameters.scale(norm_bound)
         count = plan.uploads(tokens, d_in)
-        first = self._take_ids(count)
-        seeds = os.urandom(SEED_BYTES * count)
-        shape = (count, len(self.parameters.primes), self.parameters.degree)
-        uniform = self._expander.expand(list(range(first, first + count)), seeds, scratch.take("uniform", *shape))
+        if self._closed:
+            raise UnavailableError(_KEY_GONE)
+        zeros = self.pool.take(count)
+        try:
+            ids, seeds, b = self._encrypt(mantissas, plan, self._ring.scale(scale), count, zeros)
+        finally:
+            for zero in zeros:
+                zero.wipe()
         return EncryptedActivations(
             plan=plan,
             tokens=tokens,
-            ids=np.arange(first, first + count, dtype=np.uint64),
+            ids=np.array(ids, np.uint64),
             seeds=seeds,
-            b=self._encrypt(mantissas, plan, self._ring.scale(scale), uniform),
+            b=b,
             norms=norms,
             unit=self.parameters.dropped / (scale << MANTISSA_BITS),
+            pooled=len(zeros),
         )
 
-    def _take_ids(self, count: int) -> int:
+    def _encrypt(
+        self,
+        mantissas: npt.NDArray[np.int32],
+        plan: Plan,
+        scale: Residues,
+        count: int,
+        zeros: list[EncryptionOfZero],
+    ) -> tuple[list[int], bytes, Residues]:
+        """Identifiers, seeds and b of ``count`` ciphertexts: first those made in line, then those of ``zeros``."""
+        in_line = count - len(zeros)
+        ids, seeds, uniform = self._expand_new(self._in_line, in_line)
+        b = aligned_empty(count, *uniform.shape[1:])
+        for zero, target in zip(zeros, b[in_line:], strict=True):
+            target[...] = zero.b
+        with self._key_in_use() as (key, _):
+            if in_line:
+                self._encrypt_in_line(key, mantissas, plan, scale, uniform, b[:in_line])
+            if zeros:
+                kernels.add_messages(
+                    mantissas,
+                    plan.shape,
+                    scale,
+                    in_line,
+                    b[in_line:],
+                    *self._scratch(2),
+                    self._ring.factors,
+                    self._ring.primes,
+                )
+        return ids + [zero.identifier for zero in zeros], seeds + b"".join(zero.seed for zero in zeros), b
+
+    def _expand_new(self, identifiers: _Identifiers, count: int) -> tuple[list[int], bytes, Residues]:
+        """``count`` new identifiers, their seeds, and a uint32 [count, primes, N], valid until the next call in
+        this thread."""
         with self._state:
             if self._closed:
                 raise UnavailableError(_KEY_GONE)
-            first = self._next_id
-            if first + count - 1 > self._last_id:
-                raise UnavailableError("this key has used all its ciphertext identifiers; open a new session")
-            self._next_id += count
-        return first
+            first = identifiers.take(count)
+        ids, seeds = list(range(first, first + count)), os.urandom(SEED_BYTES * count)
+        shape = (count, len(self.parameters.primes), self.parameters.degree)
+        return ids, seeds, self._expander.expand(ids, seeds, scratch.take("uniform", *shape))
 
-    def _encrypt(self, mantissas: npt.NDArray[np.int32], plan: Plan, scale: Residues, uniform: Residues) -> Residues:
-        b = aligned_empty(*uniform.shape)
+    def _encrypt_in_line(
+        self,
+        key: Residues,
+        mantissas: npt.NDArray[np.int32],
+        plan: Plan,
+        scale: Residues,
+        uniform: Residues,
+        b: Residues,
+    ) -> None:
+        """Fill b of the first len(b) ciphertexts, with errors of their own."""
+        work, signed = self._scratch(1)
+        kernels.encrypt(
+            mantissas,
+            plan.shape,
+            scale,
+            SecretStream("encryption error").words(len(b), kernels.error_words(self.parameters.degree)),
+            uniform,
+            key,
+            b,
+            0,
+            work[0],
+            signed,
+            self._ring.factors,
+            self._ring.primes,
+        )
+
+    def _scratch(self, rows: int) -> tuple[Residues, npt.NDArray[np.int32]]:
+        """uint32 [rows, N] and int32 [2, space for N errors]."""
         degree = self.parameters.degree
-        words = kernels.error_words(degree)
-        with self._key_in_use() as (encryption_key, _):
-            kernels.encrypt(
-                mantissas,
-                plan.shape,
-                scale,
-                SecretStream("encryption error").words(len(uniform), words),
-                uniform,
-                encryption_key,
-                b,
-                0,
-                scratch.take("plaintext", degree),
-                scratch.take("signed", 2, kernels.error_values(degree)).view(np.int32),
-                self._ring.factors,
-                self._ring.primes,
-            )
-        return b
+        signed = scratch.take("signed", 2, kernels.error_values(degree)).view(np.int32)
+        return scratch.take("plaintext", rows, degree), signed
+
+    def _encrypt_zero(self, uniform: Residues) -> Residues:
+        """-a·s + NTT(e), uint32 [primes, N], for a uint32 [1, primes, N]."""
+        b = aligned_empty(*uniform.shape)
+        nothing = np.zeros((1, 1), np.int32)
+        with self._key_in_use() as (key, _):
+            self._encrypt_in_line(key, nothing, Plan(1, 1, 1), self._ring.scale(1), uniform, b)
+        result: Residues = b[0]
+        return result
+
+    def _make_zero(self) -> EncryptionOfZero:
+        """For the pool, which asks for one at a time. Raises UnavailableError if the key is gone."""
+        ids, seed, uniform = self._expand_new(self._pooled, 1)
+        return EncryptionOfZero(ids[0], seed, self._encrypt_zero(uniform))
 
     def decrypt(
         self,

@@ -22,7 +22,16 @@ from tensorguard.ckks.ntt import (
     pruned_position,
     reduce_once,
 )
-from tensorguard.ckks.pointwise import add_product, count_ones, drop, plaintext, product, reduced_sum, with_error
+from tensorguard.ckks.pointwise import (
+    add_product,
+    add_reduced,
+    count_ones,
+    drop,
+    plaintext,
+    product,
+    reduced_sum,
+    with_error,
+)
 from tensorguard.ckks.simd import SEGMENT, copy_segment, multiply_accumulate
 
 ERROR_HALF_WIDTH = 21
@@ -154,6 +163,23 @@ def normalise(x, mantissas, norms):
     return True
 
 
+@inlined
+def _place_message(mantissas, plan, index, message, degree):
+    """Write a ciphertext's mantissas to the coefficients of the plan, and zeros to the others."""
+    tokens, channels = mantissas.shape
+    plan_tokens, plan_channels, _ = plan
+    blocks = (channels + plan_channels - 1) // plan_channels
+    chunk, block = index // blocks, index % blocks
+    first_token, first_channel = chunk * plan_tokens, block * plan_channels
+    width = min(plan_channels, channels - first_channel)
+    for n in range(degree):
+        message[n] = 0
+    for token in range(min(plan_tokens, tokens - first_token)):
+        row = mantissas[first_token + token, first_channel : first_channel + width]
+        for n in range(width):
+            message[n * plan_tokens + token] = row[n]
+
+
 @kernel
 def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, first, work, signed, factors, primes):
     """b = -a s + NTT(e + Δ m), fully reduced, for the ciphertexts ``first`` onwards of a request.
@@ -162,22 +188,11 @@ def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, first, work,
     uint64 [C, error_words]; uniform a, b uint32 [C, primes, N]; negated_key uint32 [primes, 2, N]; scratch: work
     uint32 [N], signed int32 [2, error_values].
     """
-    tokens, channels = mantissas.shape
-    plan_tokens, plan_channels, _ = plan
-    blocks = (channels + plan_channels - 1) // plan_channels
     degree = work.shape[0]
     errors, message = signed[0], signed[1]
     for index in range(b.shape[0]):
-        chunk, block = (first + index) // blocks, (first + index) % blocks
         centred_binomial(words[index], errors)
-        first_token, first_channel = chunk * plan_tokens, block * plan_channels
-        width = min(plan_channels, channels - first_channel)
-        for n in range(degree):
-            message[n] = 0
-        for token in range(min(plan_tokens, tokens - first_token)):
-            row = mantissas[first_token + token, first_channel : first_channel + width]
-            for n in range(width):
-                message[n * plan_tokens + token] = row[n]
+        _place_message(mantissas, plan, first + index, message, degree)
         for i in range(primes.shape[0]):
             prime = primes[i]
             factor, factor_shoup = scale[i, 0], scale[i, 1]
@@ -188,6 +203,30 @@ def encrypt(mantissas, plan, scale, words, uniform, negated_key, b, first, work,
             mask, key, key_shoup = uniform[index, i], negated_key[i, 0], negated_key[i, 1]
             for n in range(0, degree, LANES):
                 reduced_sum(output, (mask, key, key_shoup), n, (prime,))
+
+
+@kernel
+def add_messages(mantissas, plan, scale, first, b, work, signed, factors, primes):
+    """b += NTT(Δ m), fully reduced: turns encryptions of zero into those of a request's ciphertexts from ``first`` on.
+
+    b uint32 [C - first, primes, N]; scratch: work uint32 [2, N]; the rest as in `encrypt`.
+    """
+    coefficients, transformed = work[0], work[1]
+    nothing, message = signed[0], signed[1]
+    degree = work.shape[1]
+    for n in range(degree):
+        nothing[n] = 0
+    for index in range(b.shape[0]):
+        _place_message(mantissas, plan, first + index, message, degree)
+        for i in range(primes.shape[0]):
+            prime = primes[i]
+            factor, factor_shoup = scale[i, 0], scale[i, 1]
+            for n in range(0, degree, LANES):
+                plaintext(coefficients, (message, nothing), n, (factor, factor_shoup, prime))
+            forward(coefficients, transformed, factors[i], prime)
+            output = b[index, i]
+            for n in range(0, degree, LANES):
+                add_reduced(output, (transformed,), n, (prime,))
 
 
 @kernel
@@ -349,13 +388,45 @@ def add_encryption_of_zero(sums, trits, public_key, scratch, transformed, factor
 
 
 @kernel
+def add_error(sums, error_words, scratch, transformed, errors, factors, primes):
+    """Add NTT(e1) to each c1 in the transform domain.
+
+    sums as above; error_words uint64 [responses, error_words]; scratch and transformed uint32 [N], errors int32
+    [error_values].
+    """
+    for response in range(sums.shape[0]):
+        centred_binomial(error_words[response], errors)
+        for i in range(primes.shape[0]):
+            prime = primes[i]
+            double = np.uint32(2 * prime)
+            for n in range(scratch.shape[0]):
+                scratch[n] = np.uint32(np.uint32(errors[n]) + prime)
+            forward(scratch, transformed, factors[i], prime)
+            total = sums[response, i, 1]
+            for n in range(scratch.shape[0]):
+                total[n] = reduce_once(np.uint32(total[n] + reduce_once(transformed[n], double)), double)
+
+
+@kernel
+def add_lazily(total, addend, primes):
+    """total += addend, both uint32 [primes, 2, N] below 2p."""
+    for i in range(primes.shape[0]):
+        double = np.uint32(2 * primes[i])
+        for half in range(2):
+            row, other = total[i, half], addend[i, half]
+            for n in range(row.shape[0]):
+                row[n] = reduce_once(np.uint32(row[n] + other[n]), double)
+
+
+@kernel
 def finish(sums, error_words, flood_residues, plan, skip, first, c1, c0, work, wanted, errors, factors, primes, drops):
     """Back to coefficients, add e1 and f, switch the modulus, keep only the wanted coefficients of c0: responses
     ``first`` onwards.
 
-    sums as above, overwritten; error_words uint64 [responses, error_words]; flood_residues uint32 [tokens, rows,
-    primes]; plan (T', d', r'); skip (see `Plan.skip`); c1 uint32 [responses, N]; c0 uint32 [tokens, rows]; scratch:
-    work uint32 [primes, N], wanted uint32 [primes, T' r' rounded up to 16], errors int32 [error_values].
+    sums as above, overwritten; error_words uint64 [n, error_words] for the first n responses (the others have their
+    e1); flood_residues uint32 [tokens, rows, primes]; plan (T', d', r'); skip (see `Plan.skip`); c1 uint32
+    [responses, N]; c0 uint32 [tokens, rows]; scratch: work uint32 [primes, N], wanted uint32 [primes, T' r' rounded
+    up to 16], errors int32 [error_values].
     """
     tokens, rows = c0.shape
     plan_tokens, _, plan_rows = plan
@@ -365,7 +436,11 @@ def finish(sums, error_words, flood_residues, plan, skip, first, c1, c0, work, w
         chunk, group = (first + response) // groups, (first + response) % groups
         first_token, first_row = chunk * plan_tokens, group * plan_rows
         some_tokens, some_rows = min(plan_tokens, tokens - first_token), min(plan_rows, rows - first_row)
-        centred_binomial(error_words[response], errors)
+        if response < error_words.shape[0]:
+            centred_binomial(error_words[response], errors)
+        else:
+            for n in range(degree):
+                errors[n] = 0
         for i in range(primes.shape[0]):
             prime = primes[i]
             c0_values, c1_values, row, chosen = sums[response, i, 0], sums[response, i, 1], work[i], wanted[i]

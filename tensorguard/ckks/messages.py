@@ -26,6 +26,8 @@ class EncryptedActivations:
     b: Residues
     norms: npt.NDArray[np.float64]
     unit: float
+    pooled: int = 0
+    """How many of the ciphertexts, the last ones, were made from a pool."""
 
     def __repr__(self) -> str:
         return f"EncryptedActivations(plan={self.plan.identifier}, tokens={self.tokens})"

@@ -54,6 +54,12 @@ def _reduced_sum(lanes: Lanes, value: Any, mask: Any, key: Any, key_shoup: Any, 
     return lanes.reduce_once(total, prime)
 
 
+def _add_reduced(lanes: Lanes, total: Any, value: Any, prime: Any) -> Any:
+    double = lanes.builder.add(prime, prime)
+    total = lanes.builder.add(total, lanes.reduce_once(value, double))
+    return lanes.reduce_once(lanes.reduce_once(total, double), prime)
+
+
 def _plaintext(lanes: Lanes, _: Any, message: Any, error: Any, factor: Any, factor_shoup: Any, prime: Any) -> Any:
     b_ = lanes.builder
     scaled = lanes.multiply_shoup(b_.add(message, b_.add(prime, prime)), factor, factor_shoup, prime)
@@ -80,6 +86,8 @@ add_product = _pointwise(_add_product)
 """target += value * factor, below 2p; inputs (value, factors, Shoup quotients), scalars (p,)."""
 reduced_sum = _pointwise(_reduced_sum)
 """target, below 4p, + mask * key, fully reduced; inputs (mask, keys, Shoup quotients), scalars (p,)."""
+add_reduced = _pointwise(_add_reduced)
+"""target, below p, + a value below 4p, fully reduced; inputs (value,), scalars (p,)."""
 plaintext = _pointwise(_plaintext)
 """Δ m + e below 4p, of signed |m| <= 2p and small signed e; inputs (m, e), scalars (Δ, its Shoup quotient, p)."""
 with_error = _pointwise(_with_error)

@@ -23,9 +23,13 @@ from tensorguard.ckks.weights import GroupWeights
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """threads: that share one request."""
+    """threads: that share one request. pool_bytes_per_key and pool_bytes: encryptions of zero made ahead in idle time,
+    for each host key and over all of them; none with 0 for each.
+    """
 
     threads: int = 1
+    pool_bytes_per_key: int = 0
+    pool_bytes: int = 0
 
 
 class EncodedWeights(Protocol):
@@ -71,6 +75,9 @@ class RequestEvaluator(Protocol[EvaluatedGroup]):
         that was not compiled into the group.
         """
 
+    def close(self) -> None:
+        """Wipe what was made ahead for this key, which is not used any more."""
+
 
 class Engine(Protocol[Group]):
     """One way to do the arithmetic. Its evaluators take its own groups only."""
@@ -87,3 +94,6 @@ class Engine(Protocol[Group]):
         """For one host key. pk0 uint32 [primes, N] reduced, transform domain; pk1_seed 32 bytes and session_id are
         public, agreed by both sides. Raises InvalidInputError for a malformed key.
         """
+
+    def close(self) -> None:
+        """Make nothing ahead any more. Evaluators go on."""

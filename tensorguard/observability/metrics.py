@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from prometheus_client import Counter, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from tensorguard.errors import ConfigurationError
 
@@ -17,6 +17,12 @@ HE_OP_LATENCY = Histogram(
 )
 HE_ROTATION_COUNT = Counter("he_rotation_count", "Ciphertext rotations: none is implemented, so this stays 0")
 HE_BYTES = Counter("he_bytes", "Bytes of evaluation frames", ["direction"])
+HE_POOL_LEVEL = Gauge("he_pool_level", "Encryptions of zero that are ready, over all pools of a side", ["side"])
+HE_POOL_ELEMENTS = Counter(
+    "he_pool_elements",
+    "Encryptions of zero that pools made, gave out (taken), lacked (in_line: made by the call itself) or wiped unused",
+    ["side", "event"],
+)
 TSSP_VERIFY_LATENCY = Histogram(
     "tssp_verify_latency_ms",
     "Time to verify a package's signatures and structure in milliseconds",

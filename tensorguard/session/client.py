@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
+from tensorguard.ckks.filler import Filler
 from tensorguard.ckks.messages import EvaluatedRows
 from tensorguard.ckks.parameters import DEFAULT_PARAMETER_SET, ParameterSet, get_parameter_set
 from tensorguard.crypto.signatures import VerifyingKeys
@@ -33,7 +34,8 @@ from tensorguard.evidence.workload import Workload
 from tensorguard.observability.logging import frames_of
 from tensorguard.session.adapter import AttachedAdapter, GroupShape, open_adapter
 from tensorguard.session.handshake import HostHandshake
-from tensorguard.session.link import Link, LinkKey, SentPart
+from tensorguard.session.keys import KeySchedule, LinkKey
+from tensorguard.session.link import Link, SentPart
 from tensorguard.session.options import SessionOptions
 from tensorguard.session.stats import SessionStats
 from tensorguard.session.stream import EvaluationStream
@@ -84,6 +86,7 @@ class CoprocessorSession:
         self._parameters = parameters
         self._verify_keys = tuple(verify_keys)
         self._options = options
+        self._filler = Filler(2 * options.pool_bytes) if options.pool_bytes else None
         self._adapters: dict[str, AttachedAdapter] = {}
         self._kind: EvidenceKind | None = None
         self._lock = threading.RLock()
@@ -217,6 +220,8 @@ class CoprocessorSession:
         with self._lock:
             self._closed = True
             link, self._link = self._link, None
+        if self._filler is not None:
+            self._filler.close()
         if link is not None:
             self._discard(link)
 
@@ -232,13 +237,14 @@ class CoprocessorSession:
         )
         with self._lock:
             adapters, kind = dict(self._adapters), self._kind
+        keys: KeySchedule | None = None
         try:
             if kind is not None and handshake.peer.kind is not kind:
                 raise EvidenceRefusedError(
                     f"the coprocessor now has {handshake.peer.kind.value} evidence, not {kind.value}: restart "
                     "to accept it"
                 )
-            key = LinkKey(*handshake.announce_key())
+            keys = KeySchedule(lambda: self._announce(handshake), self._options.tokens_per_key)
             handles: dict[str, int] = {}
             for name, known in adapters.items():
                 again = self._attach(handshake, handles, name)
@@ -247,12 +253,20 @@ class CoprocessorSession:
                         f"the coprocessor now serves another release of {name}: restart to attach it"
                     )
         except BaseException:
+            if keys is not None:
+                keys.close()
             handshake.end()
             raise
         stream = EvaluationStream(handshake.channel, handshake.transcript.session_id, self._parameters)
-        link = Link(handshake, stream, [key], handles)
+        link = Link(handshake, stream, keys, handles)
         stream.start(lambda cause: self._break(link, cause))
         return link
+
+    def _announce(self, handshake: HostHandshake) -> LinkKey:
+        key = LinkKey(*handshake.announce_key(self._options.pool_bytes))
+        if self._filler is not None:
+            self._filler.add(key.host.pool)
+        return key
 
     def _attach(self, handshake: HostHandshake, handles: dict[str, int], name: str) -> AttachedAdapter:
         handle, envelope, sealed = handshake.attach(name)

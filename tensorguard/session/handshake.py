@@ -83,12 +83,23 @@ class HostHandshake:
             raise
         return cls(endpoint, workload, parameters, channel, transcript, peer, timeout_seconds)
 
-    def announce_key(self) -> tuple[int, HostSession]:
-        """Make the session's next key pair and send its public half, signed. The first call completes the
-        session.
+    def announce_key(self, pool_bytes: int = 0) -> tuple[int, HostSession]:
+        """Make the session's next key pair, with a pool of this size, and send its public half, signed. The first
+        call completes the session.
         """
         number = self._next_key
-        key = HostSession.create(self.parameters, self.transcript.pk1_seed(number), self.transcript.session_id)
+        key = HostSession.create(
+            self.parameters, self.transcript.pk1_seed(number), self.transcript.session_id, pool_bytes=pool_bytes
+        )
+        try:
+            self._send_key(number, key)
+        except BaseException:
+            key.close()
+            raise
+        self._next_key += 1
+        return number, key
+
+    def _send_key(self, number: int, key: HostSession) -> None:
         public_key = np.ascontiguousarray(key.public_key, "<u4").tobytes()
         _call(
             self._stub.CompleteSession,
@@ -101,8 +112,6 @@ class HostHandshake:
             self.endpoint,
             self.timeout_seconds,
         )
-        self._next_key += 1
-        return number, key
 
     def attach(self, adapter: str) -> tuple[int, bytes, bytes]:
         """(handle, manifest envelope, sealed basis) of an adapter. Raises NotFoundError when it is not

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +16,10 @@ from tensorguard.errors import InvalidInputError
 from tensorguard.session import frames
 from tensorguard.session.adapter import GroupShape
 from tensorguard.session.handshake import HostHandshake
+from tensorguard.session.keys import KeySchedule, LinkKey
 from tensorguard.session.options import SessionOptions
 from tensorguard.session.stats import SessionStats
 from tensorguard.session.stream import EvaluationStream, Reply
-
-
-@dataclass(slots=True, eq=False)
-class LinkKey:
-    """A CKKS key and the rows that passed through each (adapter, layer, group) under it."""
-
-    number: int
-    host: HostSession
-    used: Counter[tuple[str, int, str]] = field(default_factory=Counter)
 
 
 @dataclass(slots=True, eq=False)
@@ -46,8 +37,7 @@ class Link:
 
     handshake: HostHandshake
     stream: EvaluationStream
-    keys: list[LinkKey]
-    """The current key last, before it the previous one: requests under it may be in flight."""
+    keys: KeySchedule
     handles: dict[str, int]
     alive: bool = True
     discarded: bool = False
@@ -55,7 +45,7 @@ class Link:
     @property
     def key(self) -> LinkKey:
         """The current key."""
-        return self.keys[-1]
+        return self.keys.current
 
     def send(
         self,
@@ -69,14 +59,14 @@ class Link:
 
         Raises InvalidInputError for activations that are not finite (nothing was sent), UnavailableError.
         """
-        key = self._key_for(adapter, shape, len(x), options.tokens_per_key)
+        key = self.keys.key_for((adapter, shape.layer, shape.group), len(x))
         parameters = self.handshake.parameters
         plan = select_plan(shape.plans, parameters, len(x), shape.d_in, shape.rows)
         bytes_per_chunk = plan.blocks(shape.d_in) * parameters.degree * 4 * len(parameters.primes)
         step = max(1, options.frame_bytes // bytes_per_chunk) * plan.tokens
         if len(x) > step and not np.isfinite(x).all():
             raise InvalidInputError("activations contain NaN or infinity")
-        parts, sent, seconds = [], self.stream.bytes_sent, 0.0
+        parts, sent, seconds, pooled, count = [], self.stream.bytes_sent, 0.0, 0, 0
         for start in range(0, len(x), step):
             rows = x[start : start + step]
             started = time.perf_counter()
@@ -84,14 +74,15 @@ class Link:
                 plan = select_plan(shape.plans, parameters, len(rows), shape.d_in, shape.rows)
             encrypted = key.host.encrypt(rows, plan, shape.norm_bound)
             seconds += time.perf_counter() - started
+            pooled, count = pooled + encrypted.pooled, count + len(encrypted.ids)
             parts.append(SentPart(encrypted, key.host, self._submit(adapter, shape, key, encrypted)))
         stats.add(calls=1, tokens=len(x), encrypt_seconds=seconds, bytes_up=self.stream.bytes_sent - sent)
+        stats.add(ciphertexts_pooled=pooled, ciphertexts_in_line=count - pooled)
         return parts
 
     def destroy(self) -> None:
         """Wipe the keys, end the stream, and tell the coprocessor as far as it still listens."""
-        for key in self.keys:
-            key.host.close()
+        self.keys.close()
         self.stream.close()
         # Telling may take a moment, and the stream's reader may be the caller.
         threading.Thread(target=self.handshake.end, name="he-lora-close", daemon=True).start()
@@ -114,14 +105,3 @@ class Link:
             )
 
         return self.stream.submit(build)
-
-    def _key_for(self, adapter: str, shape: GroupShape, tokens: int, tokens_per_key: int) -> LinkKey:
-        """The current key, after replacing it when these tokens would exceed its bound."""
-        group = (adapter, shape.layer, shape.group)
-        if self.key.used[group] and self.key.used[group] + tokens > tokens_per_key:
-            fresh = LinkKey(*self.handshake.announce_key())
-            for old in self.keys[:-1]:
-                old.host.close()
-            self.keys = [self.key, fresh]
-        self.key.used[group] += tokens
-        return self.key

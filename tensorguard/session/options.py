@@ -13,7 +13,10 @@ class SessionOptions:
     adapter under it; one call of more rows gets a key that its group has not used yet. A coprocessor that forges
     responses and sees what the model then says learns on the order of a bit about the key per generated token; the
     ternary key has 6,492 bits of entropy, so a key that serves 2,048 rows (256 tokens for each of eight sequences in
-    flight) is gone long before it could be found. Rotation takes a few milliseconds, between calls.
+    flight) is gone long before it could be found. The next key is announced when three quarters are used,
+    so that the change costs nothing.
+    pool_bytes: encryptions of zero made ahead, for each key, in idle time; twice that while the next key's pool fills.
+    0 makes every one when it is needed.
     frame_bytes: requests are cut into frames of about this size, so that the coprocessor starts before all is sent.
     reattest_seconds: an older session is replaced, with fresh evidence, when nothing is in flight.
     """
@@ -23,6 +26,7 @@ class SessionOptions:
     call_seconds: float = 10.0
     reply_seconds: float = 30.0
     tokens_per_key: int = 2048
+    pool_bytes: int = 32 << 20
     frame_bytes: int = 1 << 20
     reattest_seconds: float = 1800.0
     first_backoff_seconds: float = 0.25

@@ -24,6 +24,9 @@ class SessionStats:
     tokens: int = 0
     """Rows of activations, summed over layers and groups."""
     failures: int = 0
+    ciphertexts_pooled: int = 0
+    ciphertexts_in_line: int = 0
+    """Ciphertexts sent, by where their encryption of zero came from: the pool, or made by the call itself."""
     ntt: int = 0
     products: int = 0
     additions: int = 0

@@ -43,10 +43,11 @@ class Pair:
     seed: bytes
 
     @classmethod
-    def create(cls, parameters: ParameterSet, evaluator_type: type[Evaluator] = Evaluator) -> Pair:
+    def create(cls, parameters: ParameterSet, evaluator_type: type[Evaluator] = Evaluator, pool_bytes: int = 0) -> Pair:
         seed = os.urandom(32)
-        host = HostSession.create(parameters, seed, SESSION)
-        return cls(parameters, host, evaluator_type(parameters, host.public_key, seed, SESSION), seed)
+        host = HostSession.create(parameters, seed, SESSION, pool_bytes=pool_bytes)
+        evaluator = evaluator_type(parameters, host.public_key, seed, SESSION, pool_bytes=pool_bytes)
+        return cls(parameters, host, evaluator, seed)
 
     def product(self, x: np.ndarray, weights: GroupWeights, plan: Plan) -> np.ndarray:
         group = EncodedGroup(weights, self.parameters, [plan])

@@ -133,6 +133,48 @@ def test_numbers_of_threads_are_checked(pair: Pair) -> None:
             Evaluator(PARAMETERS, pair.host.public_key, pair.seed, SESSION, threads=threads)
 
 
+class HistoryEvaluator(Evaluator):
+    """Remembers the randomness of every call and of every element of the pool."""
+
+    history: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+    def _randomness(self, responses: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        drawn = super()._randomness(responses, outputs)
+        self.history = [*getattr(self, "history", []), drawn]
+        return drawn
+
+
+@pytest.mark.parametrize(("name", "ready"), [(RINGS[0], 1), (RINGS[0], 5), (RINGS[1], 3)])
+def test_evaluation_from_the_pool_is_the_reference_bit_for_bit(name: str, ready: int) -> None:
+    """Responses re-randomised in line come first, then the pooled ones: 3, 0 or 1 of 4 in line."""
+    parameters = get_parameter_set(name)
+    plan, tokens = Plan.parse("t2.c16.r4"), 3
+    pair = Pair.create(parameters, HistoryEvaluator, pool_bytes=4 << 20)
+    weights = make_weights(5, 16, parameters)
+    sent = pair.host.encrypt(np.random.default_rng(0).normal(size=(tokens, 16)), plan, weights.norm_bound)
+    group = EncodedGroup(weights, parameters, [plan])
+    for _ in range(ready):
+        pair.evaluator.pool.fill()
+    elements = list(pair.evaluator.pool._ready)
+    response = pair.evaluator.evaluate(group, plan, tokens, sent.ids, sent.seeds, sent.b)
+    *made, (trits, error_words, flood_words) = pair.evaluator.history
+    pooled = min(ready, len(response.c1))
+    assert len(trits) == len(error_words) == len(response.c1) - pooled
+    drawn = (
+        np.concatenate([trits, *(one[0] for one in made[:pooled])]),
+        np.concatenate([error_words, *(one[1] for one in made[:pooled])]),
+        flood_words,
+    )
+    c1, c0 = evaluate_by_reference(pair, weights, plan, tokens, sent, drawn)
+    np.testing.assert_array_equal(response.c1, c1)
+    np.testing.assert_array_equal(response.c0, c0)
+    assert [element.values.any() for element in elements] == [False] * pooled + [True] * (ready - pooled)
+    counters = pair.evaluator.counters
+    assert counters.rerandomisations == 4 and counters.transforms == len(parameters.primes) * (3 * 4 - pooled)
+    pair.evaluator.pool.close()
+    assert not any(element.values.any() for element in elements)
+
+
 def test_more_blocks_than_one_sum_holds(pair: Pair) -> None:
     """Largest weights and 40 blocks: the 64-bit sums are reduced in time."""
     integers = np.full((1, 40), 2**16, np.int32)
@@ -246,7 +288,7 @@ def test_operations_are_counted_and_none_is_a_rotation(parameters: object) -> No
     assert counters.transforms == 36
     assert counters.rotations == 0
     public = {name for name in dir(Evaluator) if not name.startswith("_")}
-    assert public == {"evaluate"}, "the evaluator offers no other operation on ciphertexts"
+    assert public == {"evaluate", "close"}, "the evaluator offers no other operation on ciphertexts"
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from tensorguard.ckks import (
     kernels,
     select_plan,
 )
+from tensorguard.ckks.randomness import SecretStream
 from tensorguard.ckks.ring import ring
 from tensorguard.errors import InvalidInputError, UnavailableError
 from tests.ckks import reference
@@ -113,6 +114,58 @@ def test_encryption_is_the_reference_bit_for_bit(name: str, identifier: str, tok
             expected = reference.transform(np.array([v % prime for v in plain], np.uint64), prime)
             expected = (expected + uniform[index, i].astype(np.uint64) * key[i]) % np.uint64(prime)
             np.testing.assert_array_equal(b[index, i], expected)
+
+
+@settings(max_examples=3, deadline=None)
+@given(
+    st.sampled_from(RINGS),
+    st.sampled_from(["t1.c288.r12", "t8.c64.r8", "t2.c100.r3", "t64.c7.r2"]),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.integers(0, 4),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_pooled_encryption_plus_the_message_is_the_reference_bit_for_bit(
+    name: str, identifier: str, tokens: int, d_in: int, ready: int, seed: int
+) -> None:
+    """Ciphertexts made in line first, then the pooled ones; each is its encryption of zero plus the transformed Δ·m."""
+    parameters, plan, rng = get_parameter_set(name), Plan.parse(identifier), np.random.default_rng(seed)
+    session = HostSession.create(parameters, os.urandom(32), SESSION, worker=3, pool_bytes=1 << 20)
+    drawn: list[np.ndarray] = []
+
+    class Recording(SecretStream):
+        def words(self, *shape: int) -> np.ndarray:
+            drawn.append(super().words(*shape))
+            return drawn[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "SecretStream", Recording)
+        for _ in range(ready):
+            session.pool.fill()
+        x = rng.normal(size=(tokens, d_in))
+        sent = session.encrypt(x, plan, parameters.norm_bound(d_in, 16))
+    count = plan.uploads(tokens, d_in)
+    pooled = min(ready, count)
+    assert sent.pooled == pooled and len(session.pool) == ready - pooled
+    in_line, lane = count - pooled, (3 | 1 << 15) << 48
+    assert sent.ids.tolist() == [*((3 << 48) + 1 + k for k in range(in_line)), *(lane + 1 + k for k in range(pooled))]
+    words = [*(drawn[-1] if in_line else []), *(w[0] for w in drawn[:pooled])]
+    mantissas, norms = np.empty((tokens, d_in), np.int32), np.empty(tokens)
+    assert kernels.normalise(x, mantissas, norms)
+    scale = parameters.scale(parameters.norm_bound(d_in, 16))
+    secret = secret_of(session)
+    for index, number in enumerate(sent.ids.tolist()):
+        chunk, block = divmod(index, plan.blocks(d_in))
+        message = reference.encode_activations(mantissas, plan, chunk, block, parameters.degree)
+        errors = reference.errors(words[index], parameters.degree)
+        plain = [m * scale + e for m, e in zip(message, errors, strict=True)]
+        own_seed = sent.seeds[32 * index : 32 * index + 32]
+        a = reference.expand(parameters, reference.CIPHERTEXT, SESSION, number, own_seed)
+        for i, prime in enumerate(parameters.primes):
+            expected = reference.transform(np.array([v % prime for v in plain], np.uint64), prime)
+            key = reference.transform(-secret % prime, prime)
+            np.testing.assert_array_equal(sent.b[index, i], (expected + a[i] * key) % np.uint64(prime))
+    session.close()
 
 
 @settings(max_examples=12, deadline=None)
@@ -204,7 +257,7 @@ def test_identifiers_grow_per_worker_and_run_out(parameters: ParameterSet) -> No
     assert second.ids.tolist() == [(5 << 48) + 3, (5 << 48) + 4]
     assert first.seeds != second.seeds
     assert first.seeds[:32] != first.seeds[32:]
-    session._next_id = session._last_id
+    session._in_line.next = session._in_line.last
     with pytest.raises(UnavailableError):
         session.encrypt(x, Plan(1, 32, 1), 4096.0)
 
@@ -251,6 +304,32 @@ def test_a_closed_session_has_no_key(parameters: ParameterSet) -> None:
     assert not any(key.any() for key in keys)
     with pytest.raises(UnavailableError):
         session.encrypt(np.ones((1, 32)), Plan(1, 32, 1), 4096.0)
+
+
+def test_close_wipes_the_pool_and_used_elements_are_overwritten(parameters: ParameterSet) -> None:
+    session = HostSession.create(parameters, bytes(32), SESSION, pool_bytes=1 << 20)
+    for _ in range(3):
+        session.pool.fill()
+    used, *left = session.pool._ready
+    one_row(session)
+    assert not used.b.any() and all(zero.b.any() for zero in left)
+    session.close()
+    assert session.pool.closed and not any(zero.b.any() for zero in left)
+    with pytest.raises(UnavailableError):
+        session._make_zero()
+
+
+def test_the_pool_is_bounded_and_off_by_default(parameters: ParameterSet) -> None:
+    assert HostSession.create(parameters, bytes(32), SESSION).pool.capacity == 0
+    session = HostSession.create(parameters, bytes(32), SESSION, pool_bytes=100_000)
+    assert [session.pool.fill() for _ in range(3)] == [True, True, False]
+    assert session.pool.nbytes == sum(zero.b.nbytes for zero in session.pool._ready) == 98_304
+
+
+@pytest.mark.parametrize("worker", [-1, 1 << 15])
+def test_worker_numbers_leave_room_for_the_pooled_lane(parameters: ParameterSet, worker: int) -> None:
+    with pytest.raises(InvalidInputError, match="15 bits"):
+        HostSession.create(parameters, bytes(32), SESSION, worker=worker)
 
 
 class Paused:

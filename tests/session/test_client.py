@@ -7,16 +7,19 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from prometheus_client import REGISTRY
 
 from services.he_lora.server import build_coprocessor
 from services.he_lora.servicer import HeLoraServicer
-from tensorguard.ckks import kernels
+from tensorguard.ckks import Evaluator, kernels
+from tensorguard.ckks.idle import ProcessorUse
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import (
     AuthenticationError,
@@ -39,6 +42,8 @@ from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
 from tensorguard.rpc.server import Server, ServerOptions, build_server
 from tensorguard.session import frames
 from tensorguard.session.client import CoprocessorSession, PendingDelta, SessionOptions
+from tensorguard.session.handshake import HostHandshake
+from tensorguard.session.keys import LinkKey
 from tensorguard.session.transcript import join_basis
 from tests.support.coprocessor import ADAPTER, World, running_world
 
@@ -63,6 +68,13 @@ def session_with(world: World, endpoint: str | None = None, **options: Any) -> I
         yield session
     finally:
         session.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -141,6 +153,71 @@ def test_key_rotates_by_itself(world: World) -> None:
             assert session._link is not None
             numbers.append(session._link.key.number)
         assert numbers == [0, 0, 1, 1, 2, 2]
+
+
+def test_keys_rotate_under_load(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request fails, no key serves more than its bound, and keys and pools end on both sides."""
+    made: list[LinkKey] = []
+    announce = CoprocessorSession._announce
+
+    def recording(session: CoprocessorSession, handshake: HostHandshake) -> LinkKey:
+        made.append(announce(session, handshake))
+        return made[-1]
+
+    monkeypatch.setattr(CoprocessorSession, "_announce", recording)
+    monkeypatch.setattr(ProcessorUse, "idle", lambda _: True)  # this machine may be busy with other tests
+    evaluators: list[Evaluator] = []
+    with session_with(world, tokens_per_key=40) as session:
+        assert session._link is not None
+        peer = world.coprocessor.servicer._registry.get(session._link.handshake.transcript.session_id)
+
+        def run(seed: int) -> None:
+            for n in range(15):
+                check_delta(world, session, activations(3, 20 * seed + n), seed % 2, "qkv")
+                evaluators.extend(peer.keys.values())
+
+        with ThreadPoolExecutor(4) as threads:
+            for result in [threads.submit(run, seed) for seed in range(4)]:
+                result.result(60)
+        assert session.stats.failures == 0 and session.healthy
+        current = session._link.key.number
+        assert current >= 2  # 30 calls of 3 rows through each of two groups
+        assert all(max(key.used.values(), default=0) <= 40 for key in made)
+        assert [key.host.closed for key in made[: current - 1]] == [True] * (current - 1)
+        assert made[current - 1].host.pool.closed
+        assert min(peer.keys) >= current - 1 and len(peer.keys) <= 3
+        gone = set(evaluators) - set(peer.keys.values())
+        assert gone and all(evaluator.pool.closed for evaluator in gone)
+    assert all(key.host.closed and key.host.pool.closed for key in made)
+    wait_until(lambda: all(evaluator.pool.closed for evaluator in evaluators))
+
+
+def test_pools_on_both_sides_are_filled_while_nothing_happens_and_used(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProcessorUse, "idle", lambda _: True)
+
+    def used(side: str) -> float:
+        return REGISTRY.get_sample_value("he_pool_elements_total", {"side": side, "event": "taken"}) or 0.0
+
+    before = used("coprocessor")
+    with session_with(world, pool_bytes=200_000) as session:
+        assert session._link is not None
+        peer = world.coprocessor.servicer._registry.get(session._link.handshake.transcript.session_id)
+        wait_until(lambda: len(session._link.key.host.pool) == 4 and len(peer.keys[0].pool) >= 4)
+        check_delta(world, session, activations(5), 1, "qkv")
+        check_delta(world, session, activations(5), 1, "o")
+        stats = session.stats
+        assert 0 < stats.ciphertexts_pooled <= 4 and stats.failures == 0
+        assert used("coprocessor") - before >= 4
+
+
+def test_without_pools(world: World) -> None:
+    with session_with(world, pool_bytes=0) as session:
+        assert session._link is not None and session._filler is None
+        assert session._link.key.host.pool.capacity == 0
+        check_delta(world, session, activations(5), 1, "qkv")
+        assert session.stats.ciphertexts_pooled == 0 < session.stats.ciphertexts_in_line
 
 
 def test_old_keys_are_wiped(world: World) -> None:
@@ -462,7 +539,7 @@ class Cheat(HeLoraServicer):
 @pytest.fixture
 def cheat(world: World) -> Iterator[tuple[Cheat, Server]]:
     original = world.coprocessor.servicer
-    servicer = Cheat(original._workload, original._store, original._registry, original._evaluation)
+    servicer = Cheat(original._workload, original._store, original._registry, original._evaluation, original._engine)
     server = build_server([servicer.service()], ServerOptions("127.0.0.1:0", workers=8))
     server.start()
     yield servicer, server

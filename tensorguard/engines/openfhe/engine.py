@@ -107,6 +107,9 @@ class OpenFheEvaluator:
         with EXCLUSIVE:
             return self._evaluate(group, weights, plan, tokens, ids, seeds, b)
 
+    def close(self) -> None:
+        """Nothing is made ahead."""
+
     def _evaluate(
         self,
         group: OpenFheGroup,
@@ -193,7 +196,7 @@ def _wanted(plan: Plan, tokens: int, rows: int) -> npt.NDArray[np.intp]:
 
 @dataclass(frozen=True, slots=True)
 class OpenFheEngine:
-    """Implements `Engine`."""
+    """Implements `Engine`, without pools."""
 
     library: Library
     name: str = "openfhe"
@@ -210,3 +213,6 @@ class OpenFheEngine:
         self, parameters: ParameterSet, pk0: Residues, pk1_seed: bytes, session_id: bytes
     ) -> OpenFheEvaluator:
         return OpenFheEvaluator(shared_context(self.library, parameters), pk0, pk1_seed, session_id)
+
+    def close(self) -> None:
+        """Nothing is made ahead."""

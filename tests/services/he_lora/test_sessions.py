@@ -10,7 +10,18 @@ from tensorguard.ckks.parameters import DEFAULT_PARAMETER_SET, get_parameter_set
 from tensorguard.errors import InvalidInputError, NotFoundError, UnavailableError
 from tensorguard.session.transcript import SessionTranscript
 
-EVALUATOR: Any = object()
+
+class ClosableEvaluator:
+    """What a session needs of an evaluator."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+EVALUATOR: Any = ClosableEvaluator()
 HOST: Any = object()
 
 
@@ -94,11 +105,37 @@ def test_keys_come_in_order_and_old_ones_go(clock: Clock) -> None:
     for number in (0, 2):
         with pytest.raises(InvalidInputError, match="next key number"):
             made.add_key(number, EVALUATOR)
-    for number in range(1, 4):
-        made.add_key(number, EVALUATOR)
-    assert sorted(made.keys) == [2, 3] and len(made.keys) == KEPT_KEYS
+    evaluators: list[Any] = [ClosableEvaluator() for _ in range(5)]
+    for number in range(1, 5):
+        made.add_key(number, evaluators[number])
+    assert sorted(made.keys) == [2, 3, 4] and len(made.keys) == KEPT_KEYS
     with pytest.raises(NotFoundError):
         made.key(1)
+    assert made.key(3) is evaluators[3]
+    assert sorted(made.keys) == [3, 4], "requests come in order: those below the key in use are over"
+    assert [evaluator.closed for evaluator in evaluators[1:]] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("way", ["remove", "get", "alive", "len"])
+def test_an_ended_session_wipes_the_pools_of_its_keys(registry: SessionRegistry, clock: Clock, way: str) -> None:
+    ended, evaluators = session(clock, completed=False), [ClosableEvaluator() for _ in range(3)]
+    stubs: list[Any] = evaluators
+    ended.add_key(0, stubs[0])
+    ended.add_key(1, stubs[1])
+    registry.add(ended)
+    if way == "remove":
+        registry.remove(ended.transcript.session_id)
+    clock.now = 1001
+    if way == "get":
+        with pytest.raises(NotFoundError):
+            registry.get(ended.transcript.session_id)
+    elif way == "alive":
+        assert not registry.alive(ended)
+    else:
+        assert len(registry) == 0
+    assert not ended.keys and all(evaluator.closed for evaluator in evaluators[:2])
+    ended.add_key(2, stubs[2])
+    assert not ended.keys and evaluators[2].closed, "a key that was being announced meanwhile"
 
 
 def test_handles(clock: Clock) -> None:
