@@ -16,7 +16,7 @@ class EncryptedActivations:
     """A request. ``ids`` uint64 [C], ``seeds`` 32·C bytes and ``b`` uint32 [C, primes, N] are sent.
 
     ``norms`` float64 [T] and ``unit`` (the value of one residue step of a decrypted response) stay on the
-    host.
+    host, and so does ``alpha`` float64 [T - 1] of checked mode, where the last of T rows is the check row.
     """
 
     plan: Plan
@@ -26,6 +26,7 @@ class EncryptedActivations:
     b: Residues
     norms: npt.NDArray[np.float64]
     unit: float
+    alpha: npt.NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
         return f"EncryptedActivations(plan={self.plan.identifier}, tokens={self.tokens})"

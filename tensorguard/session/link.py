@@ -69,11 +69,12 @@ class Link:
 
         Raises InvalidInputError for activations that are not finite (nothing was sent), UnavailableError.
         """
-        key = self._key_for(adapter, shape, len(x), options.tokens_per_key)
         parameters = self.handshake.parameters
-        plan = select_plan(shape.plans, parameters, len(x), shape.d_in, shape.rows)
+        spare = int(options.checked)  # rows that a frame has beside those of x
+        plan = select_plan(shape.plans, parameters, len(x) + spare, shape.d_in, shape.rows)
         bytes_per_chunk = plan.blocks(shape.d_in) * parameters.degree * 4 * len(parameters.primes)
-        step = max(1, options.frame_bytes // bytes_per_chunk) * plan.tokens
+        step = max(1, max(1, options.frame_bytes // bytes_per_chunk) * plan.tokens - spare)
+        key = self._key_for(adapter, shape, len(x) + spare * -(-len(x) // step), options.tokens_per_key)
         if len(x) > step and not np.isfinite(x).all():
             raise InvalidInputError("activations contain NaN or infinity")
         parts, sent, seconds = [], self.stream.bytes_sent, 0.0
@@ -81,8 +82,8 @@ class Link:
             rows = x[start : start + step]
             started = time.perf_counter()
             if len(rows) < step:
-                plan = select_plan(shape.plans, parameters, len(rows), shape.d_in, shape.rows)
-            encrypted = key.host.encrypt(rows, plan, shape.norm_bound)
+                plan = select_plan(shape.plans, parameters, len(rows) + spare, shape.d_in, shape.rows)
+            encrypted = key.host.encrypt(rows, plan, shape.norm_bound, checked=options.checked)
             seconds += time.perf_counter() - started
             parts.append(SentPart(encrypted, key.host, self._submit(adapter, shape, key, encrypted)))
         stats.add(calls=1, tokens=len(x), encrypt_seconds=seconds, bytes_up=self.stream.bytes_sent - sent)

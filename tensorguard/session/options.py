@@ -15,6 +15,8 @@ class SessionOptions:
     ternary key has 6,492 bits of entropy, so a key that serves 2,048 rows (256 tokens for each of eight sequences in
     flight) is gone long before it could be found. Rotation takes a few milliseconds, between calls.
     frame_bytes: requests are cut into frames of about this size, so that the coprocessor starts before all is sent.
+    checked: every frame carries one more row, a secret combination of its others, that must fit the response: finds
+    responses changed in one token. The row is sent, charged and counted for `tokens_per_key` like any other.
     reattest_seconds: an older session is replaced, with fresh evidence, when nothing is in flight.
     """
 
@@ -24,6 +26,7 @@ class SessionOptions:
     reply_seconds: float = 30.0
     tokens_per_key: int = 2048
     frame_bytes: int = 1 << 20
+    checked: bool = False
     reattest_seconds: float = 1800.0
     first_backoff_seconds: float = 0.25
     longest_backoff_seconds: float = 8.0
