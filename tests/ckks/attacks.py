@@ -1,8 +1,8 @@
 """What the attack tests share: guards to take out, and what an attacker knows or is given.
 
-The attackers here get more than a response holds: the ciphertexts as they were before the modulus switch, modulo q.
-The switch divides the noise of the inputs away and so hides a missing flood from any test; the protocol's bound does
-not count on it, and neither do these tests.
+The attackers here get more than a response holds: the ciphertexts as they were before the modulus switch, modulo q,
+and before e1 was added, which is noise in their way. The switch divides the noise of the inputs away and so hides a
+missing flood from any test; the protocol's bound does not count on it, and neither do these tests.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ class Watch:
 
     sums: Values = field(default_factory=lambda: np.empty(0))
     """(c0, c1) in the transform domain, uint32 [responses, primes, 2, N], below 2p; without e1 and flood."""
-    errors: Values = field(default_factory=lambda: np.empty(0))
-    """The words of e1."""
     flood: Values = field(default_factory=lambda: np.empty(0))
     """f modulo each prime, uint32 [tokens, rows, primes]."""
     trits: Values = field(default_factory=lambda: np.empty(0))
@@ -59,7 +57,7 @@ class Watch:
         watch, finish, add = cls(), kernels.finish, kernels.add_encryption_of_zero
 
         def watch_finish(sums: Values, error_words: Values, flood: Values, *rest: Any) -> None:
-            watch.sums, watch.errors, watch.flood = sums.copy(), error_words.copy(), flood.copy()
+            watch.sums, watch.flood = sums.copy(), flood.copy()
             finish(sums, error_words, flood, *rest)
 
         def watch_add(sums: Values, trits: Values, *rest: Any) -> None:
@@ -71,11 +69,10 @@ class Watch:
         return watch
 
     def phases(self, pair: Pair, plan: Plan, rows: int) -> Values:
-        """Centred c0 + c1·s modulo q at the wanted coefficients: Python integers [tokens, rows]."""
+        """Centred c0 + f + c1·s modulo q at the wanted coefficients: Python integers [tokens, rows]."""
         tokens, primes = len(self.flood), pair.parameters.primes
         groups = plan.row_groups(rows)
         secret = secret_of(pair)
-        e1 = np.array([reference.errors(words) for words in self.errors], np.int64)
         places = [
             (
                 token // plan.tokens * groups + row // plan.rows,
@@ -89,8 +86,7 @@ class Watch:
         for i, prime in enumerate(primes):
             p, s = np.uint64(prime), reference.transform(secret % prime, prime)
             c0, c1 = self.sums[:, i, 0].astype(np.uint64), self.sums[:, i, 1].astype(np.uint64)
-            c1 = (c1 + reference.transform(e1 % prime, prime)) % p
-            phase = reference.inverse((c0 + c1 * s) % p, prime)[responses, at]
+            phase = reference.inverse((c0 + c1 % p * s) % p, prime)[responses, at]
             residues.append((phase + self.flood[..., i].reshape(-1)) % p)
         q = pair.parameters.modulus
         whole = [reference.centre(value, q) for value in reference.combine(np.stack(residues), primes)]

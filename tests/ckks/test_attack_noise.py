@@ -35,7 +35,7 @@ def correlation(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> float:
         at = reference.wanted(PLAN, 0, row) - known
         equations.append(np.where(at >= 0, 1, -1) * errors[:, at % errors.shape[1]])
     found = np.linalg.lstsq(np.concatenate(equations), phases.T.ravel(), rcond=None)[0]
-    polynomial = reference.encode_weights(weights.integers, PLAN, 0, 0)[: len(known)]
+    polynomial = weights.integers[:, ::-1].ravel()  # the channels of a row backwards (docs/protocol.md, "Encoding")
     return float(np.corrcoef(found, polynomial)[0, 1])
 
 
