@@ -32,7 +32,10 @@ def read_mask(parameters: ParameterSet, chosen: Plan, monkeypatch: pytest.Monkey
     pk0 = np.stack(
         [
             reference.transform(
-                np.array([STEP * 3**i * dropped % prime for i in range(DIGITS)] + [0] * (4096 - DIGITS), np.uint64),
+                np.array(
+                    [STEP * 3**i * dropped % prime for i in range(DIGITS)] + [0] * (parameters.degree - DIGITS),
+                    np.uint64,
+                ),
                 prime,
             )
             for prime in parameters.primes
@@ -95,9 +98,9 @@ def test_every_response_has_a_mask_of_its_own(parameters: ParameterSet, monkeypa
     """Otherwise a second response would tell what the first left open."""
     chosen = Plan(1, 32, 16)
     weights = GroupWeights(np.ones((48, 32), np.int32), (0,) * 48, parameters.norm_bound(32, 48))
-    watch = Watch.start(monkeypatch)
-    evaluator = Evaluator(parameters, np.zeros((3, 4096), np.uint32), bytes(32), SESSION)
-    b = np.zeros((2, 3, 4096), np.uint32)
+    watch, shape = Watch.start(monkeypatch), (len(parameters.primes), parameters.degree)
+    evaluator = Evaluator(parameters, np.zeros(shape, np.uint32), bytes(32), SESSION)
+    b = np.zeros((2, *shape), np.uint32)
     group = EncodedGroup(weights, parameters, [chosen])
     masks = []
     for first in (1, 3):

@@ -18,7 +18,7 @@ from tensorguard.ckks import (
 )
 from tensorguard.ckks.checked import TOLERANCE, add_check_row, fits, response_noise
 from tensorguard.errors import InvalidInputError
-from tests.ckks.conftest import Pair, make_weights
+from tests.ckks.conftest import RINGS, Pair, make_weights
 
 PARAMETERS = get_parameter_set("n4096-q90-w12")
 ROWS, CHANNELS = 16, 64
@@ -51,18 +51,23 @@ def test_alpha_is_fresh_and_of_both_signs() -> None:
     assert np.mean(magnitudes) == pytest.approx(0.75, abs=6 * 0.5 / 12**0.5 / drawn.size**0.5)
 
 
-def test_the_tolerance_is_eight_deviations_of_the_measured_noise(pair: Pair) -> None:
-    weights, plan = make_weights(48, 64, PARAMETERS), Plan(1, 64, 48)
+def test_the_tolerance_is_eight_deviations_of_the_measured_noise(each_ring: ParameterSet) -> None:
+    parameters, plan = each_ring, Plan(1, 64, 48)
+    pair = Pair.create(parameters)
+    weights = make_weights(48, 64, parameters)
     sent, response, _ = answer(pair, np.ones((64, 64)), weights, plan, check=False)
     z = pair.host.decrypt(sent, response, 48, weights.row_scales)
     steps = (z / weights.row_scales - np.ones((64, 64)) @ weights.integers.T) / (sent.unit * sent.norms[:, None])
-    assert np.std(steps) == pytest.approx(response_noise(PARAMETERS), rel=0.05)
-    assert response_noise(PARAMETERS) == pytest.approx(17.7, abs=0.1)
-    limit = TOLERANCE * response_noise(PARAMETERS) * 5**0.5
+    assert np.std(steps) == pytest.approx(response_noise(parameters), rel=0.05)
+    limit = TOLERANCE * response_noise(parameters) * 5**0.5
     alpha = np.array([2.0])
     for off, expected in ((limit - 2, True), (limit + 2, False)):
-        assert fits(np.array([[1000], [2000 + round(off)]], np.int32), alpha, PARAMETERS) is expected
-        assert fits(np.array([[1000], [2000 - round(off)]], np.int32), alpha, PARAMETERS) is expected
+        assert fits(np.array([[1000], [2000 + round(off)]], np.int32), alpha, parameters) is expected
+        assert fits(np.array([[1000], [2000 - round(off)]], np.int32), alpha, parameters) is expected
+
+
+def test_the_protocols_noise() -> None:
+    assert response_noise(PARAMETERS) == pytest.approx(17.7, abs=0.1)
 
 
 def answer(
@@ -75,16 +80,17 @@ def answer(
 
 @settings(max_examples=25, deadline=None)
 @given(
+    st.sampled_from(RINGS),
     st.sampled_from(["t1.c64.r16", "t2.c37.r3", "t8.c16.r4", "t64.c2.r2"]),
     st.integers(1, 9),
     st.sampled_from(["random", "aligned", "zero", "tiny", "one-hot"]),
     st.integers(0, 2**32 - 1),
 )
 def test_honest_responses_pass_and_the_result_is_that_without_the_check(
-    identifier: str, tokens: int, kind: str, seed: int
+    name: str, identifier: str, tokens: int, kind: str, seed: int
 ) -> None:
-    pair, plan = Pair.create(PARAMETERS), Plan.parse(identifier)
-    weights = make_weights(ROWS, CHANNELS, PARAMETERS, seed)
+    parameters, plan = get_parameter_set(name), Plan.parse(identifier)
+    pair, weights = Pair.create(parameters), make_weights(ROWS, CHANNELS, parameters, seed)
     x = np.random.default_rng(seed).normal(size=(tokens, CHANNELS))
     match kind:
         case "aligned":
@@ -101,7 +107,7 @@ def test_honest_responses_pass_and_the_result_is_that_without_the_check(
     exact = x @ (weights.integers * weights.row_scales[:, None]).T
     norms = np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.where(x.any(axis=1), 0.0, 1.0)[:, None])
     assert z.shape == (tokens, ROWS)
-    assert (np.abs(z - exact) <= 8 * PARAMETERS.noise(weights.norm_bound) * weights.row_scales * norms).all()
+    assert (np.abs(z - exact) <= 8 * parameters.noise(weights.norm_bound) * weights.row_scales * norms).all()
 
 
 def test_honest_responses_never_fail(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +145,7 @@ def detected(pair: Pair, tokens: int, change: str, size: int, *, check: bool, tr
                 c0[token, row] += delta
                 c0[-1, row] += round(delta * generator.uniform(0.5, 1.0) * generator.choice((-1, 1)))
             case "c1":
-                c1[generator.integers(len(c1)), generator.integers(4096)] += delta
+                c1[generator.integers(len(c1)), generator.integers(c1.shape[1])] += delta
         changed = EvaluatedRows((c1 % prime).astype(np.uint32), (c0 % prime).astype(np.uint32))
         try:
             pair.host.decrypt(sent, changed, ROWS, weights.row_scales)
