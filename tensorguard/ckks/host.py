@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from tensorguard.ckks import kernels
 from tensorguard.ckks.arrays import aligned, aligned_empty, scratch
+from tensorguard.ckks.checked import add_check_row, fits
 from tensorguard.ckks.messages import EncryptedActivations, EvaluatedRows
 from tensorguard.ckks.ntt import forward_all
 from tensorguard.ckks.parameters import MANTISSA_BITS, ParameterSet
@@ -162,13 +163,19 @@ class HostSession:
             return self._closed
 
     def encrypt(
-        self, x: npt.NDArray[np.float64] | npt.NDArray[np.float32], plan: Plan, norm_bound: float
+        self,
+        x: npt.NDArray[np.float64] | npt.NDArray[np.float32],
+        plan: Plan,
+        norm_bound: float,
+        *,
+        checked: bool = False,
     ) -> EncryptedActivations:
         """Encrypt rows of activations [T, d_in] for a plan; ``norm_bound`` is the group's public weight
         bound.
 
-        Each token is divided by its L2 norm, kept here (a zero token is sent as zero). Raises
-        InvalidInputError for an empty or non-finite input, UnavailableError if the key is gone.
+        Each token is divided by its L2 norm, kept here (a zero token is sent as zero). ``checked`` adds a row
+        that `decrypt` compares with the others. Raises InvalidInputError for an empty or non-finite input,
+        UnavailableError if the key is gone.
         """
         if x.ndim != 2 or not (1 <= x.shape[0] <= MAX_TOKENS and x.shape[1] >= 1):
             raise InvalidInputError(f"activations must be [tokens, channels] with 1 to {MAX_TOKENS} tokens")
@@ -177,6 +184,10 @@ class HostSession:
         mantissas, norms = np.empty((tokens, d_in), np.int32), np.empty(tokens, np.float64)
         if not kernels.normalise(np.ascontiguousarray(x, np.float64), mantissas, norms):
             raise InvalidInputError("activations contain NaN or infinity; refusing to encrypt them")
+        alpha = None
+        if checked:
+            mantissas, alpha = add_check_row(mantissas)
+            tokens += 1
         scale = self.parameters.scale(norm_bound)
         count = plan.uploads(tokens, d_in)
         if self._closed:
@@ -196,6 +207,7 @@ class HostSession:
             norms=norms,
             unit=self.parameters.dropped / (scale << MANTISSA_BITS),
             pooled=len(zeros),
+            alpha=alpha,
         )
 
     def _encrypt(
@@ -294,7 +306,8 @@ class HostSession:
     ) -> npt.NDArray[np.float64]:
         """z float64 [T, rows]: the response's integers times ``row_scales`` [rows] and each token's norm.
 
-        Raises InvalidInputError if the response is malformed or out of range: destroy the session then.
+        Raises InvalidInputError if the response is malformed, out of range or (checked mode) does not fit its
+        check row, which is not part of the result: destroy the session then.
         """
         plan, tokens = encrypted.plan, encrypted.tokens
         c1, c0 = response.c1, response.c0
@@ -326,6 +339,10 @@ class HostSession:
             )
         if np.abs(values).max() > _LARGEST_VALUE * float(prime):
             raise InvalidInputError("the response does not fit its request")
+        if encrypted.alpha is not None:
+            if not fits(values, encrypted.alpha, self.parameters):
+                raise InvalidInputError("the response does not fit its request")
+            values = values[:-1]
         z = values * (encrypted.unit * row_scales)
         z *= encrypted.norms[:, None]
         return z

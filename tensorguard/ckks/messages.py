@@ -16,7 +16,7 @@ class EncryptedActivations:
     """A request. ``ids`` uint64 [C], ``seeds`` 32·C bytes and ``b`` uint32 [C, primes, N] are sent.
 
     ``norms`` float64 [T] and ``unit`` (the value of one residue step of a decrypted response) stay on the
-    host.
+    host, and so does ``alpha`` float64 [T - 1] of checked mode, where the last of T rows is the check row.
     """
 
     plan: Plan
@@ -28,6 +28,7 @@ class EncryptedActivations:
     unit: float
     pooled: int = 0
     """How many of the ciphertexts, the last ones, were made from a pool."""
+    alpha: npt.NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
         return f"EncryptedActivations(plan={self.plan.identifier}, tokens={self.tokens})"

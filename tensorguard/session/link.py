@@ -59,11 +59,12 @@ class Link:
 
         Raises InvalidInputError for activations that are not finite (nothing was sent), UnavailableError.
         """
-        key = self.keys.key_for((adapter, shape.layer, shape.group), len(x))
         parameters = self.handshake.parameters
-        plan = select_plan(shape.plans, parameters, len(x), shape.d_in, shape.rows)
+        spare = int(options.checked)  # rows that a frame has beside those of x
+        plan = select_plan(shape.plans, parameters, len(x) + spare, shape.d_in, shape.rows)
         bytes_per_chunk = plan.blocks(shape.d_in) * parameters.degree * 4 * len(parameters.primes)
-        step = max(1, options.frame_bytes // bytes_per_chunk) * plan.tokens
+        step = max(1, max(1, options.frame_bytes // bytes_per_chunk) * plan.tokens - spare)
+        key = self.keys.key_for((adapter, shape.layer, shape.group), len(x) + spare * -(-len(x) // step))
         if len(x) > step and not np.isfinite(x).all():
             raise InvalidInputError("activations contain NaN or infinity")
         parts, sent, seconds, pooled, count = [], self.stream.bytes_sent, 0.0, 0, 0
@@ -71,8 +72,8 @@ class Link:
             rows = x[start : start + step]
             started = time.perf_counter()
             if len(rows) < step:
-                plan = select_plan(shape.plans, parameters, len(rows), shape.d_in, shape.rows)
-            encrypted = key.host.encrypt(rows, plan, shape.norm_bound)
+                plan = select_plan(shape.plans, parameters, len(rows) + spare, shape.d_in, shape.rows)
+            encrypted = key.host.encrypt(rows, plan, shape.norm_bound, checked=options.checked)
             seconds += time.perf_counter() - started
             pooled, count = pooled + encrypted.pooled, count + len(encrypted.ids)
             parts.append(SentPart(encrypted, key.host, self._submit(adapter, shape, key, encrypted)))

@@ -18,6 +18,8 @@ class SessionOptions:
     pool_bytes: encryptions of zero made ahead, for each key, in idle time; twice that while the next key's pool fills.
     0 makes every one when it is needed.
     frame_bytes: requests are cut into frames of about this size, so that the coprocessor starts before all is sent.
+    checked: every frame carries one more row, a secret combination of its others, that must fit the response: finds
+    responses changed in one token. The row is sent, charged and counted for `tokens_per_key` like any other.
     reattest_seconds: an older session is replaced, with fresh evidence, when nothing is in flight.
     """
 
@@ -28,6 +30,7 @@ class SessionOptions:
     tokens_per_key: int = 2048
     pool_bytes: int = 32 << 20
     frame_bytes: int = 1 << 20
+    checked: bool = False
     reattest_seconds: float = 1800.0
     first_backoff_seconds: float = 0.25
     longest_backoff_seconds: float = 8.0

@@ -591,6 +591,56 @@ def test_wrong_response_destroys_the_key(world: World, cheat: tuple[Cheat, Serve
         check_delta(world, session, activations(1), 0, "qkv")
 
 
+# Checked mode
+
+
+def off_by(steps: int) -> Callable[[frames.EvaluationResponse], bytes]:
+    """One value of the first token changed by so many residues, as a probe of the key would."""
+    prime = 1073692673
+    return lambda r: with_arrays(r, c0=poked(r.c0, (int(r.c0.flat[0]) + steps) % prime))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 8, 150])
+def test_checked_mode_gives_the_same_deltas(world: World, tokens: int) -> None:
+    with session_with(world, checked=True, frame_bytes=100_000) as session:
+        check_delta(world, session, activations(tokens, tokens), 1, "qkv")
+
+
+def test_a_check_row_is_charged(world: World) -> None:
+    with session_with(world, checked=True, tokens_per_key=10) as session:
+        meter = world.coprocessor.servicer._store.get(ADAPTER).meter
+        seen = meter._seen.get((0, "o"), 0)
+        session.begin(ADAPTER, 0, "o", activations(4)).wait()
+        assert meter._seen[0, "o"] == seen + 5
+        assert session._link is not None and session._link.key.used[ADAPTER, 0, "o"] == 5
+        session.begin(ADAPTER, 0, "o", activations(5)).wait()
+        assert session._link.key.number == 1, "four rows and five, and a check row with each, are more than ten"
+
+
+def test_only_checked_mode_finds_a_small_change(world: World, cheat: tuple[Cheat, Server]) -> None:
+    servicer, server = cheat
+    with session_with(world, server.address) as session:
+        servicer.change = off_by(1 << 14)
+        session.begin(ADAPTER, 0, "qkv", activations(1)).wait()
+        assert session.healthy
+    servicer.change = None
+    with session_with(world, server.address, checked=True) as session:
+        assert session._link is not None
+        link = session._link
+        check_delta(world, session, activations(1), 0, "qkv")
+        servicer.change = off_by(1 << 14)
+        sent = link.stream.bytes_sent
+        pending = session.begin(ADAPTER, 0, "qkv", activations(1))
+        once = link.stream.bytes_sent - sent
+        assert fails(pending)
+        assert not session.healthy and link.key.host.closed
+        assert fails(session.begin(ADAPTER, 0, "qkv", activations(1))), "nothing more under this key"
+        assert link.stream.bytes_sent - sent == once > 0, "and nothing is sent again"
+        servicer.change = None
+        session.ensure_open()
+        check_delta(world, session, activations(1), 0, "qkv")
+
+
 def test_refusal_fails_only_its_request(world: World, cheat: tuple[Cheat, Server]) -> None:
     servicer, server = cheat
     with session_with(world, server.address) as session:

@@ -39,6 +39,8 @@ class AdapterConnection(BaseModel):
     """Public key files, one of which must have signed the adapter's manifest."""
     expected_digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Manifest digest (SHA-256, hex) the adapter must have; None accepts any that verifies."""
+    checked: bool = False
+    """Send a check row with every request (docs/protocol.md, "Checked mode"); it is charged like a token."""
 
 
 class WorkerSettings(BaseModel):
@@ -96,6 +98,9 @@ class TenSafeVLLMConfig(EngineOptions):
     enable_he_lora: bool = False
     he_scheme: str = "ckks"
     """The encryption scheme; "ckks" is the only one."""
+    he_checked_mode: bool = False
+    """Send a check row with every request, which finds responses that were changed in one token and is charged
+    like a token (docs/protocol.md, "Checked mode")."""
     adapter_name: str | None = Field(default=None, pattern=NAME_PATTERN)
     """Model name of the adapter, which is its package's id; None takes it from the package."""
     require_attestation: bool | None = None
@@ -144,6 +149,8 @@ class TenSafeVLLMConfig(EngineOptions):
             raise ConfigurationError(f"{', '.join(given)} needs enable_he_lora=True; set that too, or leave it out")
         if self.base_name_answers == "adapter":
             raise ConfigurationError("base_name_answers='adapter' needs an adapter; set enable_he_lora=True")
+        if self.he_checked_mode:
+            raise ConfigurationError("he_checked_mode=True needs an adapter; set enable_he_lora=True")
 
     def _check_adapter(self) -> None:
         if self.tssp_package_path is None and self.coprocessor_endpoint is None:

@@ -32,7 +32,7 @@ from tensorguard.evidence.simulated.collector import SimulatedPlatform
 from tensorguard.evidence.workload import Workload
 from tensorguard.models.identity import BaseModelIdentity, base_model_identity
 from tensorguard.package.base_model import check_base_model
-from tensorguard.session.client import AttachedAdapter, CoprocessorSession
+from tensorguard.session.client import AttachedAdapter, CoprocessorSession, SessionOptions
 
 CHECK_SECONDS = 0.5
 
@@ -121,7 +121,10 @@ def attach_adapters(settings: WorkerSettings) -> AttachedAdapters:
             resources.callback(client.close)
             workload = Workload(client, identity, platform, role=Role.INFERENCE, tenant=connection.tenant)
             keys = [VerifyingKeys.read(path) for path in connection.publisher_keys]
-            session = CoprocessorSession.open(connection.coprocessor_endpoint, workload, verify_keys=keys)
+            options = SessionOptions(checked=connection.checked)
+            session = CoprocessorSession.open(
+                connection.coprocessor_endpoint, workload, verify_keys=keys, options=options
+            )
             resources.callback(session.close)
             if settings.require_attestation and session.evidence_kind == EvidenceKind.SIMULATED.value:
                 raise EvidenceRefusedError(_simulated(f"the coprocessor of adapter {connection.name!r}"))

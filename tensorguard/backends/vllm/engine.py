@@ -158,6 +158,7 @@ class TenSafeAsyncEngine:
             tenant=config.tenant,
             publisher_keys=config.publisher_keys,
             expected_digest=digest,
+            checked=config.he_checked_mode,
         )
 
     def _start_embedded(self) -> tuple[AdapterConnection, Path]:
@@ -187,6 +188,7 @@ class TenSafeAsyncEngine:
             tenant=adapter.tenant,
             publisher_keys=adapter.publisher_keys,
             expected_digest=adapter.digest,
+            checked=config.he_checked_mode,
         )
         return connection, trust.simulated_root_key
 
