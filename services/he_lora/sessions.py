@@ -11,8 +11,9 @@ from typing import Any
 
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.engines import RequestEvaluator
-from tensorguard.errors import InvalidInputError, NotFoundError, UnavailableError
+from tensorguard.errors import InvalidInputError, NotFoundError, PermissionDeniedError, UnavailableError
 from tensorguard.evidence.result import AttestationResult
+from tensorguard.session.shared_memory import SharedRegion
 from tensorguard.session.transcript import SessionTranscript
 
 PENDING_SECONDS = 30.0
@@ -33,10 +34,14 @@ class Session:
     keys: dict[int, RequestEvaluator[Any]] = field(default_factory=dict)
     next_key: int = 0
     handles: list[str] = field(default_factory=list)
+    memory: SharedRegion | None = None
+    """Shared with the host; for the session's life."""
     streaming: bool = False
     last_request: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     """Requests without an answer, by reason."""
+    operations: Counter[str] = field(default_factory=Counter)
+    """Of the answered requests, by the names of `frames.OperationCounts`."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_key(self, number: int, evaluator: RequestEvaluator[Any]) -> None:
@@ -56,6 +61,13 @@ class Session:
         if evaluator is None:
             raise NotFoundError("no such key in this session")
         return evaluator
+
+    def share(self, memory: SharedRegion) -> None:
+        """Take the region that frames may refer to: one, before the stream."""
+        with self.lock:
+            if self.memory is not None or self.streaming:
+                raise PermissionDeniedError("memory is shared once, before the session's stream: open another session")
+            self.memory = memory
 
     def attach(self, adapter: str) -> int:
         """The handle of an adapter in this session's frames; the same one when attached again."""

@@ -16,6 +16,8 @@ class SessionOptions:
     flight) is gone long before it could be found. Rotation takes a few milliseconds, between calls.
     frame_bytes: requests are cut into frames of about this size, so that the coprocessor starts before all is sent.
     reattest_seconds: an older session is replaced, with fresh evidence, when nothing is in flight.
+    shared_memory_bytes: size of the memory shared with a coprocessor on a loopback address, so that frames need not go
+    through the socket; 0 turns it off. Whole pages of 4096 bytes. Frames that find no room in it go inline.
     """
 
     connect_seconds: float = 5.0
@@ -27,3 +29,4 @@ class SessionOptions:
     reattest_seconds: float = 1800.0
     first_backoff_seconds: float = 0.25
     longest_backoff_seconds: float = 8.0
+    shared_memory_bytes: int = 16 << 20
