@@ -462,7 +462,7 @@ class Cheat(HeLoraServicer):
 @pytest.fixture
 def cheat(world: World) -> Iterator[tuple[Cheat, Server]]:
     original = world.coprocessor.servicer
-    servicer = Cheat(original._workload, original._store, original._registry, original._evaluation)
+    servicer = Cheat(original._workload, original._store, original._registry, original._evaluation, original._engine)
     server = build_server([servicer.service()], ServerOptions("127.0.0.1:0", workers=8))
     server.start()
     yield servicer, server
