@@ -21,8 +21,8 @@ from services.gateway.protocol import error_object, model_list, model_object, re
 from services.gateway.settings import GatewaySettings
 from tensorguard.errors import AuthenticationError, NotFoundError, PermissionDeniedError, TenSafeError
 from tensorguard.rpc.generated.tensafe.inference.v1 import inference_pb2
+from tensorguard.rpc.options import is_loopback
 from tensorguard.rpc.request_id import new_request_id
-from tensorguard.rpc.server import is_loopback
 from tensorguard.rpc.status import http_status, public_error
 
 _log = structlog.get_logger(__name__)

@@ -18,7 +18,8 @@ from services.gateway.keys import KeyStore
 from services.gateway.settings import GatewaySettings, split_address
 from tensorguard.errors import ConfigurationError
 from tensorguard.rpc.channel import open_async_channel
-from tensorguard.rpc.server import ServerOptions, build_async_server, is_loopback, serve_until_signalled_async
+from tensorguard.rpc.options import is_loopback
+from tensorguard.rpc.server import ServerOptions, build_async_server, serve_until_signalled_async
 
 _log = structlog.get_logger(__name__)
 _DRAIN_SECONDS = 5

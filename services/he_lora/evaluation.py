@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from dataclasses import asdict
 
 import structlog
 
@@ -12,13 +13,15 @@ from services.he_lora.adapters import AdapterStore
 from services.he_lora.sessions import Session
 from tensorguard.errors import InvalidInputError, TenSafeError
 from tensorguard.observability.logging import frames_of
-from tensorguard.observability.metrics import HE_OP_LATENCY
+from tensorguard.observability.metrics import HE_BYTES, HE_FRAMES, HE_OP_LATENCY, HE_OPERATIONS
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
 from tensorguard.session import frames
 
 log = structlog.get_logger(__name__)
 
 _FORWARD_PASS = HE_OP_LATENCY.labels("forward_pass")
+_RECEIVED, _SENT = HE_BYTES.labels("received"), HE_BYTES.labels("sent")
+_INLINE, _SHARED = HE_FRAMES.labels("inline"), HE_FRAMES.labels("shared_memory")
 
 
 class Evaluation:
@@ -33,20 +36,27 @@ class Evaluation:
         """A response frame, or the one failure frame there is; the cause is logged here, without values."""
         started = time.perf_counter_ns()
         try:
-            response = self._evaluate(session, message, started)
+            request = frames.read_request(message, session.parameters, session.memory)
+            response = self._evaluate(session, request, started)
+            answer = frames.write_response(response, request.slot)
         except Exception as error:
             request_id = frames.request_id_of(message)
             _log_first(session, error)
             if request_id is None:
-                raise InvalidInputError("not a request frame") from None  # ends the stream
-            return frames.write_failure(request_id)
-        answer = frames.write_response(response)
+                # This ends the stream.
+                raise InvalidInputError(f"not a request frame of version {frames.VERSION}") from None
+            failure = frames.write_failure(request_id)
+            _RECEIVED.inc(len(message))
+            _SENT.inc(len(failure))
+            return failure
         _FORWARD_PASS.observe(response.evaluate_ns / 1e6)
-        self._count(response, len(message), len(answer))
+        received = frames.carried_bytes(message, session.parameters)
+        sent = frames.carried_bytes(answer, session.parameters)
+        (_INLINE if request.slot is None else _SHARED).inc()
+        self._count(session, response.counts, received, sent)
         return answer
 
-    def _evaluate(self, session: Session, message: bytes, started: int) -> frames.EvaluationResponse:
-        request = frames.read_request(message, session.parameters)
+    def _evaluate(self, session: Session, request: frames.EvaluationRequest, started: int) -> frames.EvaluationResponse:
         if request.request_id <= session.last_request:
             raise InvalidInputError("a request id was used before: requests are never repeated")
         session.last_request = request.request_id
@@ -82,18 +92,15 @@ class Evaluation:
         if session.refused.total() > len(session.refused):
             log.warning("evaluations refused in this session", requests=dict(session.refused))
 
-    def _count(self, response: frames.EvaluationResponse, received: int, sent: int) -> None:
-        counts = response.counts
+    def _count(self, session: Session, counts: frames.OperationCounts, received: int, sent: int) -> None:
+        operations = asdict(counts)
+        session.operations.update(operations)
+        for name, amount in operations.items():
+            HE_OPERATIONS[name].inc(amount)
+        _RECEIVED.inc(received)
+        _SENT.inc(sent)
         with self._lock:
-            self._totals.update(
-                ntt=counts.ntt,
-                products=counts.products,
-                additions=counts.additions,
-                rerandomisations=counts.rerandomisations,
-                modulus_switches=counts.modulus_switches,
-                bytes_received=received,
-                bytes_sent=sent,
-            )
+            self._totals.update(**operations, bytes_received=received, bytes_sent=sent)
 
     def totals(self) -> pb.OperationCounts:
         """Operations and charged tokens since start."""

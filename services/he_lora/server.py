@@ -25,6 +25,7 @@ from tensorguard.evidence.platform import Platform
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
 from tensorguard.observability.metrics import serve_metrics
 from tensorguard.rpc.server import Server, ServerOptions, build_server
+from tensorguard.session.shared_memory import sweep_abandoned_regions
 from tensorguard.session.warm_up import warm_up
 
 log = structlog.get_logger(__name__)
@@ -90,7 +91,15 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         store.put(adapter)
         keepers.append(LeaseKeeper(store, adapter, partial(opener.open, path), settings.tokens_per_lease))
     registry = SessionRegistry(settings.max_sessions, settings.session_idle_seconds, settings.session_life_seconds)
-    servicer = HeLoraServicer(store.all()[0].workload, store, registry, Evaluation(store), engine)
+    sweep_abandoned_regions()
+    servicer = HeLoraServicer(
+        store.all()[0].workload,
+        store,
+        registry,
+        Evaluation(store),
+        engine,
+        shared_memory_bytes=settings.shared_memory_bytes,
+    )
     server = build_server(
         [servicer.service()],
         ServerOptions(

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
-import numpy as np
 import structlog
 
 from services.he_lora.adapters import AdapterStore
 from services.he_lora.evaluation import Evaluation
 from services.he_lora.sessions import Session, SessionRegistry
 from tensorguard import __version__
+from tensorguard.ckks.packing import packed_bytes, unpack_bytes
 from tensorguard.ckks.parameters import get_parameter_set
 from tensorguard.engines import Engine
 from tensorguard.errors import (
@@ -27,23 +27,22 @@ from tensorguard.errors import (
 )
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.workload import Workload
-from tensorguard.observability.metrics import HE_BYTES
 from tensorguard.rpc.authorisation import ATTESTED, PUBLIC, SESSION
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
 from tensorguard.rpc.server import Codec, Service
 from tensorguard.session import frames
+from tensorguard.session.shared_memory import open_offered_region
 from tensorguard.session.stream import SESSION_KEY
 from tensorguard.session.transcript import NONCE_BYTES, SESSION_ID_BYTES, SessionTranscript, join_basis
 
 log = structlog.get_logger(__name__)
-
-_RECEIVED, _SENT = HE_BYTES.labels("received"), HE_BYTES.labels("sent")
 
 RULES = {
     "ListAdapters": PUBLIC,
     "GetStatus": PUBLIC,
     "BeginSession": ATTESTED,
     "CompleteSession": SESSION,
+    "ShareMemory": SESSION,
     "AttachAdapter": SESSION,
     "Evaluate": SESSION,
     "CloseSession": SESSION,
@@ -60,12 +59,16 @@ class HeLoraServicer:
         registry: SessionRegistry,
         evaluation: Evaluation,
         engine: Engine[Any],
+        *,
+        shared_memory_bytes: int = 0,
     ) -> None:
+        """`shared_memory_bytes`: the most to share with one session; 0 refuses to."""
         self._workload = workload
         self._store = store
         self._registry = registry
         self._evaluation = evaluation
         self._engine = engine
+        self._shared_memory_bytes = shared_memory_bytes
 
     def service(self) -> Service:
         """Servicer, authorisation table and the hot path's raw codec, for the server factory."""
@@ -123,15 +126,27 @@ class HeLoraServicer:
         session = self._registry.get(request.session_id, completed=False)
         parameters, transcript, number = session.parameters, session.transcript, request.key_number
         shape = (len(parameters.primes), parameters.degree)
-        if len(request.public_key) != 4 * shape[0] * shape[1]:
-            raise InvalidInputError(f"the public key must have {4 * shape[0] * shape[1]} bytes")
+        if len(request.public_key) != packed_bytes(*shape):
+            raise InvalidInputError(f"the public key must have {packed_bytes(*shape)} bytes: packed residues")
         session.host.identity.verify(request.signature, transcript.host_key_statement(number, request.public_key))
-        pk0 = np.frombuffer(request.public_key, "<u4").reshape(shape)
+        pk0 = unpack_bytes(request.public_key, shape)
         seed = transcript.pk1_seed(number)
         session.add_key(number, self._engine.evaluator(parameters, pk0, seed, transcript.session_id))
         if number == 0:
             log.info("session opened", evidence=session.host.kind.value, host=session.host.identity.thumbprint)
         return pb.CompleteSessionResponse()
+
+    def ShareMemory(self, request: pb.ShareMemoryRequest, context: Any) -> pb.ShareMemoryResponse:
+        """Opens the region that the host offers and proves, with the challenge in it, that this is one machine."""
+        session = self._registry.get(request.session_id)
+        name, size = request.name, request.size
+        session.host.identity.verify(request.signature, session.transcript.shared_memory_offer(name, size))
+        if not self._shared_memory_bytes:
+            raise PermissionDeniedError("memory is not shared here (shared_memory_bytes is 0): send frames inline")
+        region, challenge = open_offered_region(name, size, self._shared_memory_bytes)
+        session.share(region)
+        proof = session.transcript.shared_memory_proof(name, size, challenge)
+        return pb.ShareMemoryResponse(signature=self._workload.identity.sign(proof))
 
     def AttachAdapter(self, request: pb.AttachAdapterRequest, context: Any) -> pb.AttachAdapterResponse:
         """The manifest in the clear and the basis sealed to the host's attested key."""
@@ -168,18 +183,22 @@ class HeLoraServicer:
             for message in request_iterator:
                 if not self._registry.alive(session):
                     raise NotFoundError("the session has expired: begin a new one")
-                _RECEIVED.inc(len(message))
-                answer = self._evaluation.answer(session, message)
-                _SENT.inc(len(answer))
-                yield answer
+                yield self._evaluation.answer(session, message)
         except grpc.RpcError:
             return  # the host went away
         finally:
             # A session whose stream ended is over: its request and ciphertext counters must not be continued.
             self._registry.remove(session_id)
+            session.memory = None  # closes it
             self._evaluation.ended(session)
+            context.set_trailing_metadata(_operations(session))
 
     def CloseSession(self, request: pb.CloseSessionRequest, context: Any) -> pb.CloseSessionResponse:
         """Forget the session and its keys."""
         self._registry.remove(request.session_id)
         return pb.CloseSessionResponse()
+
+
+def _operations(session: Session) -> tuple[tuple[str, str], ...]:
+    """What a session's stream did in all, as its trailing metadata: tensafe-ntt, tensafe-rotations, ..."""
+    return tuple((f"tensafe-{name.replace('_', '-')}", str(session.operations[name])) for name in frames.OPERATIONS)

@@ -11,8 +11,9 @@ from typing import Any
 
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.engines import RequestEvaluator
-from tensorguard.errors import InvalidInputError, NotFoundError, UnavailableError
+from tensorguard.errors import InvalidInputError, NotFoundError, PermissionDeniedError, UnavailableError
 from tensorguard.evidence.result import AttestationResult
+from tensorguard.session.shared_memory import SharedRegion
 from tensorguard.session.transcript import SessionTranscript
 
 PENDING_SECONDS = 30.0
@@ -33,11 +34,15 @@ class Session:
     keys: dict[int, RequestEvaluator[Any]] = field(default_factory=dict)
     next_key: int = 0
     handles: list[str] = field(default_factory=list)
+    memory: SharedRegion | None = None
+    """Shared with the host; for the session's life."""
     streaming: bool = False
     ended: bool = False
     last_request: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     """Requests without an answer, by reason."""
+    operations: Counter[str] = field(default_factory=Counter)
+    """Of the answered requests, by the names of `frames.OperationCounts`."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_key(self, number: int, evaluator: RequestEvaluator[Any]) -> None:
@@ -59,14 +64,22 @@ class Session:
             return evaluator
 
     def end(self) -> None:
-        """Drop the keys, and wipe their pools."""
+        """Drop the keys, wipe their pools, and let go of shared memory."""
         with self.lock:
             self.ended = True
+            self.memory = None  # the last to use it closes it
             self._drop_below(self.next_key)
 
     def _drop_below(self, number: int) -> None:
         for old in [known for known in self.keys if known < number]:
             self.keys.pop(old).close()
+
+    def share(self, memory: SharedRegion) -> None:
+        """Take the region that frames may refer to: one, before the stream."""
+        with self.lock:
+            if self.memory is not None or self.streaming:
+                raise PermissionDeniedError("memory is shared once, before the session's stream: open another session")
+            self.memory = memory
 
     def attach(self, adapter: str) -> int:
         """The handle of an adapter in this session's frames; the same one when attached again."""

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings
 
 from tensorguard.engines import BACKENDS
 from tensorguard.package.contract import DEFAULT_PRIVACY_BOUND_LOG2
+from tensorguard.session.shared_memory import MAX_BYTES
 from tensorguard.settings import Address, load_service_settings, service_settings
 
 
@@ -37,6 +38,12 @@ class HeLoraSettings(BaseSettings):
     )
     listen: Address = Field("127.0.0.1:7402", description="address of the gRPC server")
     metrics_listen: Address | None = Field(None, description="address of Prometheus metrics; none without")
+    shared_memory_bytes: int = Field(
+        64 << 20,
+        ge=0,
+        le=MAX_BYTES,
+        description="most memory to share with one session of a host on this machine; 0 turns it off",
+    )
     tokens_per_lease: int = Field(
         20_000,
         ge=1,

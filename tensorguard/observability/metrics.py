@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
@@ -15,8 +16,23 @@ _MILLISECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 250
 HE_OP_LATENCY = Histogram(
     "he_op_latency_ms", "Time of one homomorphic operation in milliseconds", ["op"], buckets=_MILLISECONDS
 )
-HE_ROTATION_COUNT = Counter("he_rotation_count", "Ciphertext rotations: none is implemented, so this stays 0")
-HE_BYTES = Counter("he_bytes", "Bytes of evaluation frames", ["direction"])
+# By the names of the frames' operation counts (docs/protocol-session.md).
+HE_OPERATIONS: Mapping[str, Counter] = MappingProxyType(
+    {
+        "ntt": Counter("he_ntt_count", "Number-theoretic transforms, one prime each"),
+        "products": Counter("he_product_count", "Products of a ciphertext and a weight polynomial"),
+        "additions": Counter("he_addition_count", "Additions of ciphertexts"),
+        "rerandomisations": Counter("he_rerandomisation_count", "Encryptions of zero added to responses"),
+        "modulus_switches": Counter("he_modulus_switch_count", "Responses switched to the first prime"),
+        "rotations": Counter("he_rotation_count", "Ciphertext rotations: none is implemented, so this stays 0"),
+        "key_switches": Counter("he_key_switch_count", "Key switches: none is implemented, so this stays 0"),
+        "evaluation_key_bytes": Counter(
+            "he_evaluation_key_bytes", "Bytes of evaluation keys: no message can carry one, so this stays 0"
+        ),
+    }
+)
+HE_BYTES = Counter("he_bytes", "Bytes of evaluation frames, wherever their arrays lie", ["direction"])
+HE_FRAMES = Counter("he_frames", "Evaluation requests by transport (inline, shared_memory)", ["transport"])
 HE_POOL_LEVEL = Gauge("he_pool_level", "Encryptions of zero that are ready, over all pools of a side", ["side"])
 HE_POOL_ELEMENTS = Counter(
     "he_pool_elements",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 DEFAULT_MESSAGE_BYTES = 16 * 1024 * 1024
 """Largest message either way. Evaluation frames are kept near 1 MiB; manifests and bases are a few MiB."""
 
@@ -48,3 +50,11 @@ def channel_options(message_bytes: int) -> list[tuple[str, int]]:
         # Service addresses are ours; a proxy from the environment would see the traffic's shape.
         ("grpc.enable_http_proxy", 0),
     ]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's loopback."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import signal
 import socket
 import threading
@@ -30,7 +29,7 @@ from grpc_reflection.v1alpha import reflection
 from tensorguard.errors import ConfigurationError
 from tensorguard.rpc.authorisation import Rule, method_table
 from tensorguard.rpc.guard import AsyncGuard, SyncGuard
-from tensorguard.rpc.options import DEFAULT_MESSAGE_BYTES, server_options
+from tensorguard.rpc.options import DEFAULT_MESSAGE_BYTES, is_loopback, server_options
 
 log = structlog.get_logger(__name__)
 
@@ -244,14 +243,6 @@ def _bind(server: Any, options: ServerOptions) -> str:
     except RuntimeError:
         raise ConfigurationError(f"cannot listen on {address}: choose another with {options.listen_option}") from None
     return address if is_unix else f"{host}:{bound}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's loopback."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _why_not_bound(host: str, port: int) -> str | None:

@@ -32,6 +32,7 @@ from tensorguard.errors import (
 from tensorguard.evidence.claims import EvidenceKind
 from tensorguard.evidence.workload import Workload
 from tensorguard.observability.logging import frames_of
+from tensorguard.session import frames
 from tensorguard.session.adapter import AttachedAdapter, GroupShape, open_adapter
 from tensorguard.session.handshake import HostHandshake
 from tensorguard.session.keys import KeySchedule, LinkKey
@@ -252,12 +253,13 @@ class CoprocessorSession:
                     raise PackageTamperedError(
                         f"the coprocessor now serves another release of {name}: restart to attach it"
                     )
+            memory = handshake.share_memory(self._options.shared_memory_bytes)
         except BaseException:
             if keys is not None:
                 keys.close()
             handshake.end()
             raise
-        stream = EvaluationStream(handshake.channel, handshake.transcript.session_id, self._parameters)
+        stream = EvaluationStream(handshake.channel, handshake.transcript.session_id, self._parameters, memory)
         link = Link(handshake, stream, keys, handles)
         stream.start(lambda cause: self._break(link, cause))
         return link
@@ -296,7 +298,7 @@ class CoprocessorSession:
                     wait_seconds=received - started,
                     decrypt_seconds=time.perf_counter() - received,
                     evaluate_seconds=response.evaluate_ns / 1e9,
-                    bytes_down=response.c1.nbytes + response.c0.nbytes,
+                    bytes_down=frames.response_bytes(len(rows.c1), len(rows.c0), shape.rows, self._parameters),
                 )
         except DeltaUnavailableError:
             self.stats.add(failures=1)

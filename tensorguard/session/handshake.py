@@ -9,17 +9,23 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import grpc
-import numpy as np
+import structlog
 
 from tensorguard.ckks.host import HostSession
+from tensorguard.ckks.packing import pack
 from tensorguard.ckks.parameters import ParameterSet
+from tensorguard.errors import TenSafeError
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.result import AttestationResult
 from tensorguard.evidence.workload import Workload
 from tensorguard.rpc.channel import open_channel
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2, he_lora_pb2_grpc
+from tensorguard.rpc.options import is_loopback
 from tensorguard.rpc.status import from_rpc_error
+from tensorguard.session.shared_memory import SharedRegion, offer_region
 from tensorguard.session.transcript import NONCE_BYTES, SessionTranscript, split_basis
+
+log = structlog.get_logger(__name__)
 
 _Response = TypeVar("_Response")
 
@@ -100,7 +106,7 @@ class HostHandshake:
         return number, key
 
     def _send_key(self, number: int, key: HostSession) -> None:
-        public_key = np.ascontiguousarray(key.public_key, "<u4").tobytes()
+        public_key = pack(key.public_key).tobytes()
         _call(
             self._stub.CompleteSession,
             he_lora_pb2.CompleteSessionRequest(
@@ -124,6 +130,39 @@ class HostHandshake:
             self.timeout_seconds,
         )
         return answer.adapter_handle, answer.manifest_envelope, answer.sealed_basis
+
+    def share_memory(self, size: int) -> SharedRegion | None:
+        """A region of `size` bytes that the coprocessor has open too, or None when frames are to go inline.
+
+        None for size 0, for a coprocessor that is not on a loopback address, and when it does not prove that it reads
+        the same memory; why is logged. This chooses a transport: either way the frames are the same.
+        """
+        host = self.endpoint.rpartition(":")[0]
+        if not size or not is_loopback(host):
+            return None
+        try:
+            offered = offer_region(size)
+            try:
+                offer = self.transcript.shared_memory_offer(offered.name, size)
+                answer = _call(
+                    self._stub.ShareMemory,
+                    he_lora_pb2.ShareMemoryRequest(
+                        session_id=self.transcript.session_id,
+                        name=offered.name,
+                        size=size,
+                        signature=self.workload.identity.sign(offer),
+                    ),
+                    self.endpoint,
+                    self.timeout_seconds,
+                )
+                proof = self.transcript.shared_memory_proof(offered.name, size, offered.challenge)
+                self.peer.identity.verify(answer.signature, proof)
+            finally:
+                offered.withdraw()
+        except TenSafeError as error:
+            log.info("frames go inline: no shared memory", endpoint=self.endpoint, reason=error.reason)
+            return None
+        return offered.region
 
     def open_basis(self, sealed: bytes, adapter: str, manifest_digest: str) -> bytes:
         """The basis part in the clear, if it was sealed to us in this session by the attested coprocessor."""

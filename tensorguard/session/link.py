@@ -18,6 +18,7 @@ from tensorguard.session.adapter import GroupShape
 from tensorguard.session.handshake import HostHandshake
 from tensorguard.session.keys import KeySchedule, LinkKey
 from tensorguard.session.options import SessionOptions
+from tensorguard.session.shared_memory import Slot
 from tensorguard.session.stats import SessionStats
 from tensorguard.session.stream import EvaluationStream, Reply
 
@@ -89,7 +90,7 @@ class Link:
         threading.Thread(target=self.handshake.end, name="he-lora-close", daemon=True).start()
 
     def _submit(self, adapter: str, shape: GroupShape, key: LinkKey, encrypted: EncryptedActivations) -> Reply:
-        def build(request_id: int) -> bytes:
+        def build(request_id: int, slot: Slot | None) -> bytes:
             return frames.write_request(
                 frames.EvaluationRequest(
                     request_id=request_id,
@@ -102,7 +103,16 @@ class Link:
                     ids=encrypted.ids,
                     seeds=encrypted.seeds,
                     b=encrypted.b,
+                    slot=slot,
                 )
             )
 
-        return self.stream.submit(build)
+        parameters = self.handshake.parameters
+        responses = encrypted.plan.downloads(encrypted.tokens, shape.rows)
+        return self.stream.submit(
+            build,
+            max(
+                frames.request_bytes(len(encrypted.ids), parameters),
+                frames.response_bytes(responses, encrypted.tokens, shape.rows, parameters),
+            ),
+        )

@@ -21,6 +21,8 @@ class SessionOptions:
     checked: every frame carries one more row, a secret combination of its others, that must fit the response: finds
     responses changed in one token. The row is sent, charged and counted for `tokens_per_key` like any other.
     reattest_seconds: an older session is replaced, with fresh evidence, when nothing is in flight.
+    shared_memory_bytes: size of the memory shared with a coprocessor on a loopback address, so that frames need not go
+    through the socket; 0 turns it off. Whole pages of 4096 bytes. Frames that find no room in it go inline.
     """
 
     connect_seconds: float = 5.0
@@ -34,3 +36,4 @@ class SessionOptions:
     reattest_seconds: float = 1800.0
     first_backoff_seconds: float = 0.25
     longest_backoff_seconds: float = 8.0
+    shared_memory_bytes: int = 16 << 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from tensorguard.session.frames import OperationCounts
 
@@ -33,8 +33,9 @@ class SessionStats:
     rerandomisations: int = 0
     modulus_switches: int = 0
     rotations: int = 0
+    key_switches: int = 0
     evaluation_key_bytes: int = 0
-    """Rotations and evaluation keys do not exist in the protocol; reported because users ask."""
+    """The last three do not exist in the protocol: a response that reports one is refused. They stay 0."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, **amounts: float) -> None:
@@ -45,13 +46,7 @@ class SessionStats:
 
     def count(self, operations: OperationCounts) -> None:
         """Add one evaluation's operations."""
-        self.add(
-            ntt=operations.ntt,
-            products=operations.products,
-            additions=operations.additions,
-            rerandomisations=operations.rerandomisations,
-            modulus_switches=operations.modulus_switches,
-        )
+        self.add(**asdict(operations))
 
     def snapshot(self) -> dict[str, float]:
         """The totals as a plain mapping."""

@@ -15,21 +15,26 @@ import grpc
 
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.errors import TenSafeError, UnavailableError
+from tensorguard.observability.metrics import HE_FRAMES
 from tensorguard.rpc.status import from_rpc_error
 from tensorguard.session import frames
+from tensorguard.session.shared_memory import SharedRegion, Slot, SlotAllocator
 
 SESSION_KEY = "tensafe-session-bin"
 """Metadata key that carries the session id of an evaluation stream."""
 EVALUATE = "/tensafe.he_lora.v1.HeLoraService/Evaluate"
 _MOST_PENDING = 4096
 
+_INLINE, _SHARED = HE_FRAMES.labels("inline"), HE_FRAMES.labels("shared_memory")
+
 
 class Reply:
-    """One awaited response. `result` may be called once."""
+    """One awaited response, and the slot of shared memory it may come in. `result` may be called once."""
 
-    __slots__ = ("_box",)
+    __slots__ = ("_box", "slot")
 
-    def __init__(self) -> None:
+    def __init__(self, slot: Slot | None = None) -> None:
+        self.slot = slot
         self._box: queue.SimpleQueue[frames.EvaluationResponse | None] = queue.SimpleQueue()
 
     def put(self, response: frames.EvaluationResponse | None) -> None:
@@ -42,10 +47,21 @@ class Reply:
 
 
 class EvaluationStream:
-    """Sends request frames and completes replies. Once broken it stays broken: every reply then gets None."""
+    """Sends request frames and completes replies. Once broken it stays broken: every reply then gets None.
 
-    def __init__(self, channel: grpc.Channel, session_id: bytes, parameters: ParameterSet) -> None:
+    `memory` is a region that the coprocessor has open too: arrays go there as long as it has room, and inline when
+    it has none.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        session_id: bytes,
+        parameters: ParameterSet,
+        memory: SharedRegion | None = None,
+    ) -> None:
         self._parameters = parameters
+        self._slots = None if memory is None else SlotAllocator(memory)
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._pending: dict[int, Reply] = {}
         self._lock = threading.Lock()
@@ -77,17 +93,27 @@ class EvaluationStream:
         with self._lock:
             return len(self._pending)
 
-    def submit(self, build: Callable[[int], bytes]) -> Reply:
-        """Send the frame that `build` makes for a new request id. Ids grow by one in the order of sending."""
+    def submit(self, build: Callable[[int, Slot | None], bytes], array_bytes: int) -> Reply:
+        """Send the frame that `build` makes for a new request id and perhaps a slot of shared memory.
+
+        Ids grow by one in the order of sending. `array_bytes`: of the arrays of the request or the response, whichever
+        are larger. Raises UnavailableError, and what `build` raises.
+        """
         with self._lock:
             if self._broken or len(self._pending) >= _MOST_PENDING:
                 raise UnavailableError("the evaluation stream is broken or has too many requests in flight")
             request_id = self._next_id
-            message = build(request_id)
+            slot = None if self._slots is None else self._slots.take(array_bytes)
+            try:
+                message = build(request_id, slot)
+            except BaseException:
+                self._give_back(slot)
+                raise
             self._next_id += 1
-            reply = self._pending[request_id] = Reply()
+            reply = self._pending[request_id] = Reply(slot)
             self._outgoing.put(message)
-            self.bytes_sent += len(message)
+            self.bytes_sent += frames.carried_bytes(message, self._parameters)
+            (_INLINE if slot is None else _SHARED).inc()
         return reply
 
     def close(self) -> None:
@@ -110,13 +136,17 @@ class EvaluationStream:
         cause: TenSafeError = UnavailableError("the coprocessor ended the stream")
         try:
             for message in self._call:
-                response = frames.read_response(message, self._parameters)
-                self.bytes_received += len(message)
                 with self._lock:
-                    reply = self._pending.pop(response.request_id, None)
+                    reply = self._pending.get(frames.answered_request(message))
                 if reply is None:
                     cause = UnavailableError("the coprocessor answered a request that was not asked")
                     break
+                response = frames.read_response(message, self._parameters, reply.slot)
+                self.bytes_received += frames.carried_bytes(message, self._parameters)
+                with self._lock:
+                    self._pending.pop(response.request_id, None)
+                    self._give_back(reply.slot)
+                    reply.slot = None
                 reply.put(response if isinstance(response, frames.EvaluationResponse) else None)
         except grpc.RpcError as error:
             cause = from_rpc_error(error)
@@ -136,5 +166,10 @@ class EvaluationStream:
             self._broken = True
             waiting = list(self._pending.values())
             self._pending.clear()
+            self._slots = None  # the region closes once nobody reads it any more
         for reply in waiting:
             reply.put(None)
+
+    def _give_back(self, slot: Slot | None) -> None:
+        if slot is not None and self._slots is not None:
+            self._slots.give_back(slot)

@@ -17,6 +17,8 @@ _HOST_KEY = "tensafe-session/v1/host-key"
 _PK1 = "tensafe-session/v1/pk1"
 _BASIS = "tensafe-session/v1/basis"
 _BASIS_SIGNED = "tensafe-session/v1/basis-signed"
+_SHARED_MEMORY = "tensafe-session/v1/shared-memory"
+_SHARED_MEMORY_PROOF = "tensafe-session/v1/shared-memory-proof"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,14 @@ class SessionTranscript:
     def basis_statement(self, adapter: str, manifest_digest: str, basis: bytes) -> bytes:
         """What the coprocessor's attested key signs about a basis: anyone can seal to the host's public key."""
         return transcript.encode(_BASIS_SIGNED, self.digest, adapter, manifest_digest, hashlib.sha256(basis).digest())
+
+    def shared_memory_offer(self, name: str, size: int) -> bytes:
+        """What the host's attested key signs: "this region of shared memory, in this session, is mine"."""
+        return transcript.encode(_SHARED_MEMORY, self.digest, name, size)
+
+    def shared_memory_proof(self, name: str, size: int, challenge: bytes) -> bytes:
+        """What the coprocessor's attested key signs: "I have read this challenge in that region"."""
+        return transcript.encode(_SHARED_MEMORY_PROOF, self.digest, name, size, challenge)
 
 
 def join_basis(signature: bytes, basis: bytes) -> bytes:

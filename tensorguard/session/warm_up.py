@@ -9,6 +9,7 @@ import numpy as np
 from tensorguard.ckks.evaluator import Evaluator
 from tensorguard.ckks.host import HostSession
 from tensorguard.ckks.messages import EvaluatedRows
+from tensorguard.ckks.packing import pack, unpack_bytes
 from tensorguard.ckks.parameters import DEFAULT_PARAMETER_SET, get_parameter_set
 from tensorguard.ckks.plan import Plan
 from tensorguard.ckks.weights import EncodedGroup, GroupWeights
@@ -22,14 +23,13 @@ def warm_up() -> None:
     """Two tiny products of zeros, without pools and with them, through the frames, all in this process, with keys that
     are thrown away.
 
-    Arrays in received frames are read-only, for which the kernels are compiled apart. The first time on a machine
-    takes some seconds; later numba's cache has them.
+    The first time on a machine takes some seconds; later numba's cache has the kernels.
     """
     parameters, plan = get_parameter_set(DEFAULT_PARAMETER_SET), Plan(1, 32, 1)
     group = EncodedGroup(GroupWeights(np.zeros((1, 1), np.int32), (0,), 1.0), parameters, [plan])
     seed, session_id = os.urandom(32), os.urandom(SESSION_ID_BYTES)
     host = HostSession.create(parameters, seed, session_id, pool_bytes=_POOL_BYTES)
-    public_key = np.frombuffer(host.public_key.tobytes(), "<u4").reshape(host.public_key.shape)
+    public_key = unpack_bytes(pack(host.public_key).tobytes(), host.public_key.shape)
     evaluator = Evaluator(parameters, public_key, seed, session_id, pool_bytes=_POOL_BYTES)
     for request_id in (1, 2):
         encrypted = host.encrypt(np.zeros((1, 1)), plan, 1.0)

@@ -14,7 +14,8 @@ def test_names_and_rotations_stay_zero() -> None:
     with metrics.measured(metrics.TSSP_VERIFY_LATENCY.observe):
         pass
     text = generate_latest(REGISTRY).decode()
-    for name in ("he_op_latency_ms_bucket", "he_rotation_count_total 0.0", "tssp_verify_latency_ms_count"):
+    zero = ("he_rotation_count_total 0.0", "he_key_switch_count_total 0.0", "he_evaluation_key_bytes_total 0.0")
+    for name in ("he_op_latency_ms_bucket", "tssp_verify_latency_ms_count", *zero):
         assert name in text
 
 

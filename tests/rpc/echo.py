@@ -38,7 +38,7 @@ class Echo:
     def BeginSession(self, request: Any, context: Any) -> Any:
         return pb.BeginSessionResponse()
 
-    CompleteSession = AttachAdapter = BeginSession
+    CompleteSession = ShareMemory = AttachAdapter = BeginSession
 
     def Evaluate(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         for request in requests:
@@ -60,7 +60,7 @@ class AsyncEcho:
     async def BeginSession(self, request: Any, context: Any) -> Any:
         return pb.BeginSessionResponse()
 
-    CompleteSession = AttachAdapter = BeginSession
+    CompleteSession = ShareMemory = AttachAdapter = BeginSession
 
     async def Evaluate(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         async for request in requests:

@@ -12,14 +12,17 @@ import numpy as np
 
 from tensorguard.ckks.host import HostSession
 from tensorguard.ckks.messages import EncryptedActivations
+from tensorguard.ckks.packing import pack
 from tensorguard.ckks.parameters import DEFAULT_PARAMETER_SET, get_parameter_set
 from tensorguard.ckks.plan import Plan
+from tensorguard.evidence.claims import Role
 from tensorguard.evidence.workload import Workload
 from tensorguard.rpc.channel import open_channel
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2_grpc
 from tensorguard.rpc.status import from_rpc_error
 from tensorguard.session import frames
+from tensorguard.session.shared_memory import OfferedRegion, SharedRegion, offer_region
 from tensorguard.session.stream import EVALUATE, SESSION_KEY
 from tensorguard.session.transcript import SessionTranscript
 from tests.support.coprocessor import ADAPTER, TENANT, World
@@ -90,7 +93,7 @@ class RawHost:
         transcript = self.transcript
         assert transcript is not None
         key = HostSession.create(PARAMETERS, transcript.pk1_seed(number), transcript.session_id)
-        sent = key.public_key.astype("<u4").tobytes() if public_key is None else public_key
+        sent = pack(key.public_key).tobytes() if public_key is None else public_key
         signed = transcript.host_key_statement(number, sent) if statement is None else statement
         self.call(
             "CompleteSession",
@@ -150,11 +153,36 @@ class RawHost:
         } | changes
         return frames.EvaluationRequest(**values), encrypted
 
-    def send(self, message: bytes) -> frames.EvaluationResponse | frames.EvaluationFailure:
+    def share(self, offered: OfferedRegion | None = None, **changes: Any) -> SharedRegion:
+        """Offer memory, by default rightly, and check the proof."""
+        transcript = self.transcript
+        assert transcript is not None
+        offered = offered or offer_region(1 << 20)
+        values = {
+            "session_id": transcript.session_id,
+            "name": offered.name,
+            "size": offered.region.size,
+        } | changes
+        statement = transcript.shared_memory_offer(values["name"], values["size"])
+        request = pb.ShareMemoryRequest(**{"signature": self.workload.identity.sign(statement)} | values)
+        try:
+            answer = self.call("ShareMemory", request)
+        finally:
+            offered.withdraw()
+        proof = transcript.shared_memory_proof(values["name"], values["size"], offered.challenge)
+        peer = self.workload.client.verifier().verify(
+            transcript.coprocessor_token, role=Role.COPROCESSOR, tenant=transcript.tenant
+        )
+        peer.identity.verify(answer.signature, proof)
+        return offered.region
+
+    def send(
+        self, message: bytes, slot: frames.Slot | None = None
+    ) -> frames.EvaluationResponse | frames.EvaluationFailure:
         """Send a message and read the answer to it."""
         self.outgoing.put(message)
         try:
-            return frames.read_response(next(self.answers), PARAMETERS)
+            return frames.read_response(next(self.answers), PARAMETERS, slot)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 

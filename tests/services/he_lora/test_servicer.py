@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
+from tensorguard.ckks.packing import pack, packed_bytes
 from tensorguard.ckks.plan import Plan
 from tensorguard.errors import (
     AuthenticationError,
@@ -38,6 +40,7 @@ from tests.support.coprocessor import ADAPTER, TENANT, World, running_attestor
 from tests.support.raw_host import PARAMETERS, RawHost
 
 SHAPE = (len(PARAMETERS.primes), PARAMETERS.degree)
+PACKED = packed_bytes(*SHAPE)
 
 
 def answered(response: object) -> bool:
@@ -127,8 +130,8 @@ def test_public_key_must_be_signed(world: World) -> None:
 def test_signature_binds_transcript_key_and_number(world: World) -> None:
     with RawHost(world) as host:
         transcript = host.begin()
-        key = np.zeros(SHAPE, "<u4").tobytes()
-        other = np.ones(SHAPE, "<u4").tobytes()
+        key = pack(np.zeros(SHAPE, np.uint32)).tobytes()
+        other = pack(np.ones(SHAPE, np.uint32)).tobytes()
         swapped = type(transcript)(
             tenant=transcript.tenant,
             parameter_set=transcript.parameter_set,
@@ -152,13 +155,13 @@ def test_signature_binds_transcript_key_and_number(world: World) -> None:
 def test_unreduced_public_key(world: World, prime: int) -> None:
     with RawHost(world) as host:
         host.begin()
-        key = np.zeros(SHAPE, "<u4")
+        key = np.zeros(SHAPE, np.uint32)
         key[prime, 4095] = PARAMETERS.primes[prime]
         with pytest.raises(InvalidInputError, match="residue"):
-            host.complete(public_key=key.tobytes())
+            host.complete(public_key=pack(key).tobytes())
 
 
-@pytest.mark.parametrize("length", [0, 4, 4 * SHAPE[0] * SHAPE[1] - 4, 4 * SHAPE[0] * SHAPE[1] + 4])
+@pytest.mark.parametrize("length", [0, 4, PACKED - 4, PACKED + 4, 4 * SHAPE[0] * SHAPE[1]])
 def test_public_key_of_another_length(world: World, length: int) -> None:
     with RawHost(world) as host:
         host.begin()
@@ -268,7 +271,7 @@ def test_unreduced_residues(world: World) -> None:
         request.b[0, 1, 77] = PARAMETERS.primes[1]
         assert not answered(host.send(frames.write_request(request)))
         request, _ = host.request()
-        request.b[0, 2, 0] = 2**32 - 1
+        request.b[0, 2, 0] = 2**30 - 1
         assert not answered(host.send(frames.write_request(request)))
 
 
@@ -359,9 +362,38 @@ def test_status_and_listing(world: World) -> None:
         assert status.operations.products > 0 and status.operations.tokens > 0
         assert status.operations.rotations == status.operations.key_switches == 0
         assert status.operations.evaluation_key_bytes == 0
+        assert status.operations.bytes_received > 40_000 and status.operations.bytes_sent > 15_000
         (adapter,) = host.call("ListAdapters", pb.ListAdaptersRequest()).adapters
         assert (adapter.name, adapter.tenant, adapter.sequence) == (ADAPTER, TENANT, 1)
         assert adapter.digest == world.package.digest and adapter.tokens_left > 0
+
+
+def test_operations_of_a_stream_are_its_trailing_metadata(world: World) -> None:
+    with RawHost(world).opened() as host:
+        sent = [host.evaluate(tokens) for tokens in (1, 9)]
+        assert not answered(host.evaluate(layer=50))
+        host.outgoing.put(None)
+        assert list(host.answers) == []
+        trailing = dict(host.answers.trailing_metadata())
+    for name in frames.OPERATIONS:
+        expected = sum(getattr(response.counts, name) for response in sent if answered(response))
+        assert trailing[f"tensafe-{name.replace('_', '-')}"] == str(expected)
+    assert int(trailing["tensafe-products"]) > 0 and int(trailing["tensafe-ntt"]) > 0
+    for name in ("rotations", "key-switches", "evaluation-key-bytes"):
+        assert trailing[f"tensafe-{name}"] == "0"
+
+
+def test_operations_are_metrics(world: World) -> None:
+    def value(name: str) -> float:
+        return REGISTRY.get_sample_value(f"{name}_total") or 0.0
+
+    names = ("he_ntt_count", "he_product_count", "he_addition_count", "he_rerandomisation_count")
+    before = {name: value(name) for name in (*names, "he_modulus_switch_count")}
+    with RawHost(world).opened() as host:
+        assert answered(host.evaluate(2))
+    assert all(value(name) > count for name, count in before.items())
+    for name in ("he_rotation_count", "he_key_switch_count", "he_evaluation_key_bytes"):
+        assert REGISTRY.get_sample_value(f"{name}_total") == 0.0
 
 
 def test_no_message_has_room_for_an_evaluation_key() -> None:

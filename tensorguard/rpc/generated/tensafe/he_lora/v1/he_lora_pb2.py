@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tensafe/he_lora/v1/he_lora.proto\x12\x12tensafe.he_lora.v1\"\x15\n\x13ListAdaptersRequest\"E\n\x14ListAdaptersResponse\x12-\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1b.tensafe.he_lora.v1.Adapter\"\xa3\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x18\n\x10lease_expires_at\x18\x05 \x01(\x03\x12\x13\n\x0btokens_left\x18\x06 \x01(\x04\x12\x15\n\rparameter_set\x18\x07 \x01(\t\x12\x12\n\nbase_model\x18\x08 \x01(\t\"d\n\x13\x42\x65ginSessionRequest\x12\x12\n\nhost_token\x18\x01 \x01(\t\x12\x12\n\nhost_nonce\x18\x02 \x01(\x0c\x12\x15\n\rparameter_set\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"s\n\x14\x42\x65ginSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x19\n\x11\x63oprocessor_nonce\x18\x02 \x01(\x0c\x12\x19\n\x11\x63oprocessor_token\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"g\n\x16\x43ompleteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x12\n\nkey_number\x18\x02 \x01(\r\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\x19\n\x17\x43ompleteSessionResponse\";\n\x14\x41ttachAdapterRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\"`\n\x15\x41ttachAdapterResponse\x12\x19\n\x11manifest_envelope\x18\x01 \x01(\x0c\x12\x14\n\x0csealed_basis\x18\x02 \x01(\x0c\x12\x16\n\x0e\x61\x64\x61pter_handle\x18\x03 \x01(\r\" \n\x0f\x45valuateRequest\x12\r\n\x05\x66rame\x18\x01 \x01(\x0c\"!\n\x10\x45valuateResponse\x12\r\n\x05\x66rame\x18\x01 \x01(\x0c\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse\"\x12\n\x10GetStatusRequest\"\x97\x01\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x15\n\revidence_kind\x18\x03 \x01(\t\x12\x10\n\x08sessions\x18\x04 \x01(\r\x12\x37\n\noperations\x18\x05 \x01(\x0b\x32#.tensafe.he_lora.v1.OperationCounts\"\xfa\x01\n\x0fOperationCounts\x12\x0b\n\x03ntt\x18\x01 \x01(\x04\x12\x10\n\x08products\x18\x02 \x01(\x04\x12\x11\n\tadditions\x18\x03 \x01(\x04\x12\x18\n\x10rerandomisations\x18\x04 \x01(\x04\x12\x18\n\x10modulus_switches\x18\x05 \x01(\x04\x12\x11\n\trotations\x18\x06 \x01(\x04\x12\x14\n\x0ckey_switches\x18\x07 \x01(\x04\x12\x1c\n\x14\x65valuation_key_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06tokens\x18\t \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\n \x01(\x04\x12\x12\n\nbytes_sent\x18\x0b \x01(\x04\x32\xbf\x05\n\rHeLoraService\x12\x61\n\x0cListAdapters\x12\'.tensafe.he_lora.v1.ListAdaptersRequest\x1a(.tensafe.he_lora.v1.ListAdaptersResponse\x12\x61\n\x0c\x42\x65ginSession\x12\'.tensafe.he_lora.v1.BeginSessionRequest\x1a(.tensafe.he_lora.v1.BeginSessionResponse\x12j\n\x0f\x43ompleteSession\x12*.tensafe.he_lora.v1.CompleteSessionRequest\x1a+.tensafe.he_lora.v1.CompleteSessionResponse\x12\x64\n\rAttachAdapter\x12(.tensafe.he_lora.v1.AttachAdapterRequest\x1a).tensafe.he_lora.v1.AttachAdapterResponse\x12Y\n\x08\x45valuate\x12#.tensafe.he_lora.v1.EvaluateRequest\x1a$.tensafe.he_lora.v1.EvaluateResponse(\x01\x30\x01\x12\x61\n\x0c\x43loseSession\x12\'.tensafe.he_lora.v1.CloseSessionRequest\x1a(.tensafe.he_lora.v1.CloseSessionResponse\x12X\n\tGetStatus\x12$.tensafe.he_lora.v1.GetStatusRequest\x1a%.tensafe.he_lora.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tensafe/he_lora/v1/he_lora.proto\x12\x12tensafe.he_lora.v1\"\x15\n\x13ListAdaptersRequest\"E\n\x14ListAdaptersResponse\x12-\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1b.tensafe.he_lora.v1.Adapter\"\xa3\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x18\n\x10lease_expires_at\x18\x05 \x01(\x03\x12\x13\n\x0btokens_left\x18\x06 \x01(\x04\x12\x15\n\rparameter_set\x18\x07 \x01(\t\x12\x12\n\nbase_model\x18\x08 \x01(\t\"d\n\x13\x42\x65ginSessionRequest\x12\x12\n\nhost_token\x18\x01 \x01(\t\x12\x12\n\nhost_nonce\x18\x02 \x01(\x0c\x12\x15\n\rparameter_set\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\"s\n\x14\x42\x65ginSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x19\n\x11\x63oprocessor_nonce\x18\x02 \x01(\x0c\x12\x19\n\x11\x63oprocessor_token\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"g\n\x16\x43ompleteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x12\n\nkey_number\x18\x02 \x01(\r\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\x19\n\x17\x43ompleteSessionResponse\"W\n\x12ShareMemoryRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"(\n\x13ShareMemoryResponse\x12\x11\n\tsignature\x18\x01 \x01(\x0c\";\n\x14\x41ttachAdapterRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\"`\n\x15\x41ttachAdapterResponse\x12\x19\n\x11manifest_envelope\x18\x01 \x01(\x0c\x12\x14\n\x0csealed_basis\x18\x02 \x01(\x0c\x12\x16\n\x0e\x61\x64\x61pter_handle\x18\x03 \x01(\r\" \n\x0f\x45valuateRequest\x12\r\n\x05\x66rame\x18\x01 \x01(\x0c\"!\n\x10\x45valuateResponse\x12\r\n\x05\x66rame\x18\x01 \x01(\x0c\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse\"\x12\n\x10GetStatusRequest\"\x97\x01\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x15\n\revidence_kind\x18\x03 \x01(\t\x12\x10\n\x08sessions\x18\x04 \x01(\r\x12\x37\n\noperations\x18\x05 \x01(\x0b\x32#.tensafe.he_lora.v1.OperationCounts\"\xfa\x01\n\x0fOperationCounts\x12\x0b\n\x03ntt\x18\x01 \x01(\x04\x12\x10\n\x08products\x18\x02 \x01(\x04\x12\x11\n\tadditions\x18\x03 \x01(\x04\x12\x18\n\x10rerandomisations\x18\x04 \x01(\x04\x12\x18\n\x10modulus_switches\x18\x05 \x01(\x04\x12\x11\n\trotations\x18\x06 \x01(\x04\x12\x14\n\x0ckey_switches\x18\x07 \x01(\x04\x12\x1c\n\x14\x65valuation_key_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06tokens\x18\t \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\n \x01(\x04\x12\x12\n\nbytes_sent\x18\x0b \x01(\x04\x32\x9f\x06\n\rHeLoraService\x12\x61\n\x0cListAdapters\x12\'.tensafe.he_lora.v1.ListAdaptersRequest\x1a(.tensafe.he_lora.v1.ListAdaptersResponse\x12\x61\n\x0c\x42\x65ginSession\x12\'.tensafe.he_lora.v1.BeginSessionRequest\x1a(.tensafe.he_lora.v1.BeginSessionResponse\x12j\n\x0f\x43ompleteSession\x12*.tensafe.he_lora.v1.CompleteSessionRequest\x1a+.tensafe.he_lora.v1.CompleteSessionResponse\x12^\n\x0bShareMemory\x12&.tensafe.he_lora.v1.ShareMemoryRequest\x1a\'.tensafe.he_lora.v1.ShareMemoryResponse\x12\x64\n\rAttachAdapter\x12(.tensafe.he_lora.v1.AttachAdapterRequest\x1a).tensafe.he_lora.v1.AttachAdapterResponse\x12Y\n\x08\x45valuate\x12#.tensafe.he_lora.v1.EvaluateRequest\x1a$.tensafe.he_lora.v1.EvaluateResponse(\x01\x30\x01\x12\x61\n\x0c\x43loseSession\x12\'.tensafe.he_lora.v1.CloseSessionRequest\x1a(.tensafe.he_lora.v1.CloseSessionResponse\x12X\n\tGetStatus\x12$.tensafe.he_lora.v1.GetStatusRequest\x1a%.tensafe.he_lora.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,24 +45,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPLETESESSIONREQUEST']._serialized_end=638
   _globals['_COMPLETESESSIONRESPONSE']._serialized_start=640
   _globals['_COMPLETESESSIONRESPONSE']._serialized_end=665
-  _globals['_ATTACHADAPTERREQUEST']._serialized_start=667
-  _globals['_ATTACHADAPTERREQUEST']._serialized_end=726
-  _globals['_ATTACHADAPTERRESPONSE']._serialized_start=728
-  _globals['_ATTACHADAPTERRESPONSE']._serialized_end=824
-  _globals['_EVALUATEREQUEST']._serialized_start=826
-  _globals['_EVALUATEREQUEST']._serialized_end=858
-  _globals['_EVALUATERESPONSE']._serialized_start=860
-  _globals['_EVALUATERESPONSE']._serialized_end=893
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=895
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=936
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=938
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=960
-  _globals['_GETSTATUSREQUEST']._serialized_start=962
-  _globals['_GETSTATUSREQUEST']._serialized_end=980
-  _globals['_GETSTATUSRESPONSE']._serialized_start=983
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1134
-  _globals['_OPERATIONCOUNTS']._serialized_start=1137
-  _globals['_OPERATIONCOUNTS']._serialized_end=1387
-  _globals['_HELORASERVICE']._serialized_start=1390
-  _globals['_HELORASERVICE']._serialized_end=2093
+  _globals['_SHAREMEMORYREQUEST']._serialized_start=667
+  _globals['_SHAREMEMORYREQUEST']._serialized_end=754
+  _globals['_SHAREMEMORYRESPONSE']._serialized_start=756
+  _globals['_SHAREMEMORYRESPONSE']._serialized_end=796
+  _globals['_ATTACHADAPTERREQUEST']._serialized_start=798
+  _globals['_ATTACHADAPTERREQUEST']._serialized_end=857
+  _globals['_ATTACHADAPTERRESPONSE']._serialized_start=859
+  _globals['_ATTACHADAPTERRESPONSE']._serialized_end=955
+  _globals['_EVALUATEREQUEST']._serialized_start=957
+  _globals['_EVALUATEREQUEST']._serialized_end=989
+  _globals['_EVALUATERESPONSE']._serialized_start=991
+  _globals['_EVALUATERESPONSE']._serialized_end=1024
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=1026
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=1067
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1069
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1091
+  _globals['_GETSTATUSREQUEST']._serialized_start=1093
+  _globals['_GETSTATUSREQUEST']._serialized_end=1111
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1114
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1265
+  _globals['_OPERATIONCOUNTS']._serialized_start=1268
+  _globals['_OPERATIONCOUNTS']._serialized_end=1518
+  _globals['_HELORASERVICE']._serialized_start=1521
+  _globals['_HELORASERVICE']._serialized_end=2320
 # @@protoc_insertion_point(module_scope)

@@ -170,7 +170,7 @@ class CompleteSessionRequest(_message.Message):
     key_number: _builtins.int
     """Counts the CKKS keys of this session from 0."""
     public_key: _builtins.bytes
-    """pk0 in NTT form: primes x N little-endian uint32 residues."""
+    """pk0 in NTT form, packed: primes x 15 N / 16 little-endian uint32 words."""
     signature: _builtins.bytes
     """Signature of the host's attested key over transcript, key number and public key."""
     def __init__(
@@ -203,6 +203,56 @@ class CompleteSessionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteSessionResponse: _TypeAlias = CompleteSessionResponse  # noqa: Y015
+
+@_typing.final
+class ShareMemoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    name: _builtins.str
+    """Name in /dev/shm: "tensafe-" and 32 hexadecimal digits. The region begins with a challenge of 32 bytes."""
+    size: _builtins.int
+    signature: _builtins.bytes
+    """Signature of the host's attested key over transcript, name and size."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+        size: _builtins.int = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "session_id", b"session_id", "signature", b"signature", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareMemoryRequest: _TypeAlias = ShareMemoryRequest  # noqa: Y015
+
+@_typing.final
+class ShareMemoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    signature: _builtins.bytes
+    """Signature of the coprocessor's attested key over transcript, name, size and the challenge it read in the region."""
+    def __init__(
+        self,
+        *,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareMemoryResponse: _TypeAlias = ShareMemoryResponse  # noqa: Y015
 
 @_typing.final
 class AttachAdapterRequest(_message.Message):

@@ -50,6 +50,11 @@ class HeLoraServiceStub:
                 request_serializer=tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.CompleteSessionRequest.SerializeToString,
                 response_deserializer=tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.CompleteSessionResponse.FromString,
                 _registered_method=True)
+        self.ShareMemory = channel.unary_unary(
+                '/tensafe.he_lora.v1.HeLoraService/ShareMemory',
+                request_serializer=tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.ShareMemoryRequest.SerializeToString,
+                response_deserializer=tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.ShareMemoryResponse.FromString,
+                _registered_method=True)
         self.AttachAdapter = channel.unary_unary(
                 '/tensafe.he_lora.v1.HeLoraService/AttachAdapter',
                 request_serializer=tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.AttachAdapterRequest.SerializeToString,
@@ -92,6 +97,13 @@ class HeLoraServiceServicer:
 
     def CompleteSession(self, request, context):
         """Second half: the host sends its CKKS public key, signed under its attested key. Also rotates the key of an open session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShareMemory(self, request, context):
+        """Offers memory that both processes have open, for the arrays of frames; only between processes of one user on one machine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +152,11 @@ def add_HeLoraServiceServicer_to_server(servicer, server):
                     servicer.CompleteSession,
                     request_deserializer=tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.CompleteSessionRequest.FromString,
                     response_serializer=tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.CompleteSessionResponse.SerializeToString,
+            ),
+            'ShareMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareMemory,
+                    request_deserializer=tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.ShareMemoryRequest.FromString,
+                    response_serializer=tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.ShareMemoryResponse.SerializeToString,
             ),
             'AttachAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.AttachAdapter,
@@ -244,6 +261,33 @@ class HeLoraService:
             '/tensafe.he_lora.v1.HeLoraService/CompleteSession',
             tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.CompleteSessionRequest.SerializeToString,
             tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.CompleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tensafe.he_lora.v1.HeLoraService/ShareMemory',
+            tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.ShareMemoryRequest.SerializeToString,
+            tensafe_dot_he__lora_dot_v1_dot_he__lora__pb2.ShareMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class HeLoraServiceStub:
     """First half of a session: tokens and nonces are exchanged, each side proves possession of its attested key."""
     CompleteSession: _grpc.UnaryUnaryMultiCallable[_he_lora_pb2.CompleteSessionRequest, _he_lora_pb2.CompleteSessionResponse]
     """Second half: the host sends its CKKS public key, signed under its attested key. Also rotates the key of an open session."""
+    ShareMemory: _grpc.UnaryUnaryMultiCallable[_he_lora_pb2.ShareMemoryRequest, _he_lora_pb2.ShareMemoryResponse]
+    """Offers memory that both processes have open, for the arrays of frames; only between processes of one user on one machine."""
     AttachAdapter: _grpc.UnaryUnaryMultiCallable[_he_lora_pb2.AttachAdapterRequest, _he_lora_pb2.AttachAdapterResponse]
     """Public part of an adapter's manifest and its output basis U, sealed to the host's attested key."""
     Evaluate: _grpc.StreamStreamMultiCallable[_he_lora_pb2.EvaluateRequest, _he_lora_pb2.EvaluateResponse]
@@ -57,6 +59,8 @@ class HeLoraServiceAsyncStub(HeLoraServiceStub):
     """First half of a session: tokens and nonces are exchanged, each side proves possession of its attested key."""
     CompleteSession: _aio.UnaryUnaryMultiCallable[_he_lora_pb2.CompleteSessionRequest, _he_lora_pb2.CompleteSessionResponse]  # type: ignore[assignment]
     """Second half: the host sends its CKKS public key, signed under its attested key. Also rotates the key of an open session."""
+    ShareMemory: _aio.UnaryUnaryMultiCallable[_he_lora_pb2.ShareMemoryRequest, _he_lora_pb2.ShareMemoryResponse]  # type: ignore[assignment]
+    """Offers memory that both processes have open, for the arrays of frames; only between processes of one user on one machine."""
     AttachAdapter: _aio.UnaryUnaryMultiCallable[_he_lora_pb2.AttachAdapterRequest, _he_lora_pb2.AttachAdapterResponse]  # type: ignore[assignment]
     """Public part of an adapter's manifest and its output basis U, sealed to the host's attested key."""
     Evaluate: _aio.StreamStreamMultiCallable[_he_lora_pb2.EvaluateRequest, _he_lora_pb2.EvaluateResponse]  # type: ignore[assignment]
@@ -90,6 +94,14 @@ class HeLoraServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_he_lora_pb2.CompleteSessionResponse, _abc.Awaitable[_he_lora_pb2.CompleteSessionResponse]]:
         """Second half: the host sends its CKKS public key, signed under its attested key. Also rotates the key of an open session."""
+
+    @_abc_1.abstractmethod
+    def ShareMemory(
+        self,
+        request: _he_lora_pb2.ShareMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_he_lora_pb2.ShareMemoryResponse, _abc.Awaitable[_he_lora_pb2.ShareMemoryResponse]]:
+        """Offers memory that both processes have open, for the arrays of frames; only between processes of one user on one machine."""
 
     @_abc_1.abstractmethod
     def AttachAdapter(
