@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 _LINE = 64
 """Bytes."""
-_MOST_KEPT = 1 << 22
+_MOST_KEPT = 1 << 21
 """Values of a scratch array that is kept; a larger one is made for its call."""
 
 

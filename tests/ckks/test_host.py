@@ -151,6 +151,14 @@ def test_encryption_adds_the_noise_that_packing_counts_on(each_ring: ParameterSe
     assert np.std(errors) == pytest.approx(each_ring.noise(weights.norm_bound), rel=0.1)
 
 
+@pytest.mark.parametrize("plan", [Plan(1, 8192, 1), Plan(64, 128, 1), Plan(2, 4096, 1)])
+def test_one_row_can_fill_the_larger_ring(plan: Plan) -> None:
+    parameters = get_parameter_set("n8192-q150-w12")
+    weights = make_weights(2, plan.channels, parameters, rank=2)
+    x = np.random.default_rng(4).normal(size=(3, plan.channels))
+    assert relative_error(Pair.create(parameters).product(x, weights, plan), x, weights) < 2**-14
+
+
 def test_extreme_inputs(pair: Pair) -> None:
     weights = make_weights(16, 200, PARAMETERS)
     x = np.random.default_rng(2).normal(size=(8, 200))
