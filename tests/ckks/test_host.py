@@ -71,7 +71,7 @@ def test_the_secret_is_ternary_and_the_public_key_an_encryption_of_zero(each_rin
     assert 8 < errors[0].var() < 13
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     st.sampled_from(RINGS),
     st.sampled_from(["t1.c288.r12", "t8.c64.r8", "t2.c100.r3", "t64.c7.r2"]),
