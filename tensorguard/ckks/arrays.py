@@ -1,7 +1,7 @@
 """Arrays that begin on a cache line, and scratch that is kept between calls.
 
-A vector load that crosses two lines costs the transform up to a third; memory that goes back to the system after
-every call costs a page fault for every 4 KiB of the next, which took longer than the arithmetic.
+Vector loads that cross two lines cost the transform up to a third; memory that goes back to the system after every
+call costs a page fault for every 4 KiB of the next.
 """
 
 from __future__ import annotations
