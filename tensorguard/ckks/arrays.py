@@ -1,7 +1,7 @@
 """Arrays that begin on a cache line, and scratch that is kept between calls.
 
-A vector load that crosses two lines costs the transform up to a third; memory that goes back to the system after
-every call costs a page fault for every 4 KiB of the next, which took longer than the arithmetic.
+Vector loads that cross two lines cost the transform up to a third; memory that goes back to the system after every
+call costs a page fault for every 4 KiB of the next.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 _LINE = 64
 """Bytes."""
-_MOST_KEPT = 1 << 22
+_MOST_KEPT = 1 << 21
 """Values of a scratch array that is kept; a larger one is made for its call."""
 
 
@@ -39,16 +39,22 @@ class Scratch(threading.local):
 
     def __init__(self) -> None:
         self._kept: dict[str, npt.NDArray[np.uint32]] = {}
+        self._last: dict[str, npt.NDArray[np.uint32]] = {}
+        """What was given out last, in its shape: calls mostly repeat it."""
 
     def take(self, use: str, *shape: int) -> npt.NDArray[np.uint32]:
         """Uninitialised uint32 of this shape, valid until this thread takes it for the same use again."""
+        last = self._last.get(use)
+        if last is not None and last.shape == shape:
+            return last
         size = math.prod(shape)
         if size > _MOST_KEPT:
             return aligned_empty(*shape)
         kept = self._kept.get(use)
         if kept is None or kept.size < size:
             kept = self._kept[use] = aligned_empty(size)
-        return kept[:size].reshape(shape)
+        last = self._last[use] = kept[:size].reshape(shape)
+        return last
 
 
 scratch = Scratch()

@@ -23,7 +23,10 @@ def split(threads: int, count: int, work: Callable[[int, int], object]) -> None:
     """Call ``work(first, end)`` on at most ``threads`` parts of range(count) at the same time, the first in this
     thread. Raises what a part raised, after all have ended.
     """
-    parts = max(1, min(threads, count))
+    parts = min(threads, count)
+    if parts <= 1:
+        work(0, count)
+        return
     bounds = [count * part // parts for part in range(parts + 1)]
     others = [_pool().submit(work, bounds[part], bounds[part + 1]) for part in range(1, parts)]
     try:

@@ -67,18 +67,15 @@ def evaluate_by_reference(
 
 @st.composite
 def shapes(draw: st.DrawFn, degree: int) -> tuple[Plan, int, int, int]:
-    """Any plan of this ring with few ciphertexts: the plan, tokens, rows, channels."""
+    """Any plan of this ring, for at most one chunk, row group or block more than one: plan, tokens, rows, channels."""
     tokens = draw(st.sampled_from(TOKEN_COUNTS))
     rows = draw(st.integers(1, 128 // tokens))
-    channels = draw(st.integers(1, degree // (tokens * rows)) | st.just(degree // (tokens * rows)))
-    plan = Plan(tokens, channels, rows)
-    largest = min(2 * channels, 40000 // (2 * rows))
-    return (
-        plan,
-        draw(st.integers(1, 2 * tokens)),
-        draw(st.integers(1, min(2 * rows, 128))),
-        draw(st.integers(1, largest)),
-    )
+    widest = degree // (tokens * rows)
+    plan = Plan(tokens, draw(st.integers(1, widest) | st.just(widest)), rows)
+    sizes = [draw(st.integers(1, size)) for size in plan.shape]
+    beyond = draw(st.integers(0, 2))
+    sizes[beyond] += plan.shape[beyond]
+    return plan, sizes[0], sizes[2], sizes[1]
 
 
 @pytest.mark.parametrize("name", RINGS)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 
 import pytest
@@ -40,6 +41,7 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     split(2, 2, lambda first, end: None)
     child = os.fork()
     if child == 0:
+        signal.alarm(20)  # a child without threads would wait forever
         done: list[int] = []
         split(2, 2, lambda first, end: done.append(first))
         os._exit(0 if sorted(done) == [0, 1] else 1)

@@ -101,6 +101,13 @@ def test_decode_shares_a_polynomial_between_rows_and_prefill_between_tokens() ->
     assert select_plan(compiled, PARAMETERS, 256, 576, 48).tokens >= 16
 
 
+def test_the_stage_that_joins_two_halves_is_never_pruned() -> None:
+    assert Plan(1, 8192, 1).skip == (0, 12)
+    assert Plan(64, 128, 1).skip == (6, 6)
+    assert Plan(1, 4096, 1).skip == (0, 12)
+    assert Plan(2, 96, 8).skip == (1, 5)
+
+
 def test_nothing_to_plan_is_refused() -> None:
     with pytest.raises(InvalidInputError):
         select_plan([], PARAMETERS, 1, 576, 48)

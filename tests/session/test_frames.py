@@ -375,6 +375,12 @@ def test_a_peer_that_rotates_is_refused(name: str) -> None:
         frames.read_response(frames.write_response(make_response(counts=counts)), PARAMETERS)
 
 
+def test_a_plan_larger_than_the_ring_is_refused() -> None:
+    message = frames.write_request(make_request(plan=Plan(1, 64, 65)))
+    with pytest.raises(InvalidInputError, match="exceeds the ring degree 4096"):
+        frames.read_request(message, PARAMETERS)
+
+
 def test_request_id_can_be_read_from_a_frame_that_is_wrong_elsewhere() -> None:
     assert frames.request_id_of(with_header(3, b"\x00")) == 7
     assert frames.request_id_of(with_header(3, b"\x00", REQUEST_REFERENCE)) == 7

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
+from tensorguard.ckks import evaluator
 from tensorguard.ckks.packing import pack, packed_bytes
+from tensorguard.ckks.parallel import split
 from tensorguard.ckks.plan import Plan
 from tensorguard.errors import (
     AuthenticationError,
@@ -36,7 +40,7 @@ from tensorguard.observability.logging import configure_logging
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
 from tensorguard.rpc.status import from_rpc_error
 from tensorguard.session import frames
-from tests.support.coprocessor import ADAPTER, TENANT, World, running_attestor
+from tests.support.coprocessor import ADAPTER, TENANT, World, running_attestor, running_world
 from tests.support.raw_host import PARAMETERS, RawHost
 
 SHAPE = (len(PARAMETERS.primes), PARAMETERS.degree)
@@ -53,6 +57,19 @@ def answered(response: object) -> bool:
 def test_honest_host_is_served(world: World) -> None:
     with RawHost(world).opened() as host:
         assert answered(host.evaluate(3))
+
+
+def test_threads_of_the_settings_share_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+
+    def watched(threads: int, count: int, work: Callable[[int, int], object]) -> None:
+        seen.add(threads)
+        split(threads, count, work)
+
+    monkeypatch.setattr(evaluator, "split", watched)
+    with running_world(tmp_path, threads=2) as world, RawHost(world).opened() as host:
+        assert answered(host.evaluate(3))
+    assert 2 in seen
 
 
 @pytest.mark.parametrize("token", ["", "x", "a.b.c", "é"])
