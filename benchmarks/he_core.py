@@ -3,11 +3,11 @@
     python benchmarks/he_core.py [--quick] [--json FILE] [--picture FILE] [--text FILE]
 
 Every engine runs in a process of its own, pinned to one core, with the interpreter it needs: TenSafe in this one,
-OpenFHE and TenSEAL in .venv-peers (scripts/setup_peers.sh; `make bench-he` does both). An engine that cannot run
-here is listed with the reason. Times are medians of CPU time; TenSafe's are those of a steady state over at least 512
-tokens in which every encryption of zero is made and every seed expanded. Records have engine, d, rows, tokens,
-encrypt_ms, evaluate_ms, decrypt_ms, bytes_up, bytes_down, key_bytes, rel_error, function_private, and beyond these
-evaluation_key_bytes, repeats and note.
+its openfhe backend, OpenFHE and TenSEAL in .venv-peers (scripts/setup_peers.sh; `make bench-he` does both). An engine
+that cannot run here is listed with the reason. Times are medians of CPU time; TenSafe's are those of a steady state
+over at least 512 tokens in which every encryption of zero is made and every seed expanded. Records have engine, d,
+rows, tokens, encrypt_ms, evaluate_ms, decrypt_ms, bytes_up, bytes_down, key_bytes, rel_error, function_private, and
+beyond these evaluation_key_bytes, repeats and note.
 """
 
 from __future__ import annotations

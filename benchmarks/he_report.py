@@ -234,7 +234,7 @@ def draw(report: Report, path: Path) -> None:
         title=f"Encrypt + evaluate + decrypt per token, d = {d}, {rows} rows",
         ylabel="milliseconds, one core (log scale)",
     )
-    over_d.legend(fontsize=8, loc="best")
+    figure.legend(*over_d.get_legend_handles_labels(), loc="outside lower center", ncols=9, fontsize=9)
     _draw_sizes(sizes, [r for r in report.records if (r["d"], r["rows"], r["tokens"]) == (d, rows, 1)])
     sizes.set_title(f"Bytes, d = {d}, {rows} rows, 1 token (log scale)")
     facts = report.machine

@@ -19,6 +19,8 @@ from he_peers.case import Engine, History, Skipped, from_json, measure
 # By name: the module, how to make the engine of it, the packages whose versions are told.
 ENGINES: dict[str, tuple[str, Callable[[Any], Engine], tuple[str, ...]]] = {
     "tensafe-cpu": ("tensafe", lambda m: m.TensafeCpu(), ("numba", "numpy")),
+    "tensafe-cpu (pools)": ("tensafe", lambda m: m.TensafeCpuPools(), ("numba", "numpy")),
+    "tensafe-openfhe": ("tensafe", lambda m: m.TensafeOpenfhe(), ("openfhe", "numba")),
     "openfhe-rotate-and-sum": ("openfhe_slots", lambda m: m.RotateAndSum(m.LARGE), ("openfhe",)),
     "openfhe-bsgs": ("openfhe_slots", lambda m: m.BabyStepGiantStep(m.LARGE), ("openfhe",)),
     "openfhe-bsgs-n4096": ("openfhe_slots", lambda m: m.BabyStepGiantStep(m.SMALL), ("openfhe",)),

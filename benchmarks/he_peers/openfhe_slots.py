@@ -18,7 +18,8 @@ import numpy as np
 from he_peers.case import Case, Matrix
 from he_peers.openfhe_ring import Complex, Ring, RingKind
 
-# Data bits such that noise and rounding are of one size; both far from the overflow of q.
+# Data bits such that noise of key switching and rounding of the weights are of one size: together 2^-12 with BV and
+# digits of 10 bits, TenSafe's own bound on random input. Smaller digits are slower, larger ones miss it.
 SMALL = RingKind(4096, data_bits=34)
 LARGE = RingKind(8192, data_bits=29, hybrid=True)
 

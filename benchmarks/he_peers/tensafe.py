@@ -1,8 +1,9 @@
-"""TenSafe's own engine, both sides in this process, with frames as they travel."""
+"""TenSafe's engines, both sides in this process, with frames as they travel."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from tensorguard.session import frames
 
 SESSION = b"he_core benchmark"
 RANK = 16
+POOL_BYTES = 256 * 1024 * 1024
 
 
 class TensafeCpu:
@@ -37,9 +39,18 @@ class TensafeCpu:
         compile_kernels()
         self.parameters = get_parameter_set(DEFAULT_PARAMETER_SET)
         seed = os.urandom(32)
-        self.host = HostSession.create(self.parameters, seed, SESSION)
-        self.evaluator = Evaluator(self.parameters, self.host.public_key, seed, SESSION)
+        self.host = self._make_host(seed)
+        self.evaluator = self._make_evaluator(seed)
         self.key_bytes = self.host.public_key.nbytes + len(seed)
+
+    def _make_host(self, seed: bytes) -> HostSession:
+        return HostSession.create(self.parameters, seed, SESSION)
+
+    def _make_evaluator(self, seed: bytes) -> Any:
+        return Evaluator(self.parameters, self.host.public_key, seed, SESSION)
+
+    def _encode(self) -> Any:
+        return EncodedGroup(self.weights, self.parameters, [self.plan])
 
     def measured_channels(self, d: int) -> int:
         return d
@@ -51,7 +62,7 @@ class TensafeCpu:
         self.plan = Plan(*case.plan)
         self.tokens = case.tokens
         self.weights = rounded(weights, self.parameters.norm_bound(case.d, min(case.rows, RANK)))
-        self.group = EncodedGroup(self.weights, self.parameters, [self.plan])
+        self.group = self._encode()
         self.note = f"{self.parameters.name}, plan {self.plan.identifier}"
 
     def refill(self) -> None:
@@ -83,6 +94,42 @@ class TensafeCpu:
             request_id=1, c1=response.c1, c0=response.c0, evaluate_ns=0, counts=frames.OperationCounts()
         )
         return len(frames.write_request(up)), len(frames.write_response(down))
+
+
+class TensafeCpuPools(TensafeCpu):
+    """Encryptions of zero are in pools on both sides before a product starts. Making them is not timed."""
+
+    def _make_host(self, seed: bytes) -> HostSession:
+        return HostSession.create(self.parameters, seed, SESSION, pool_bytes=POOL_BYTES)
+
+    def _make_evaluator(self, seed: bytes) -> Any:
+        return Evaluator(self.parameters, self.host.public_key, seed, SESSION, pool_bytes=POOL_BYTES)
+
+    def refill(self) -> None:
+        uploads = self.plan.uploads(self.tokens, self.weights.d_in)
+        downloads = self.plan.downloads(self.tokens, self.weights.rows)
+        for pool, needed in ((self.host.pool, uploads), (self.evaluator.pool, downloads)):
+            while len(pool) < needed:
+                if not pool.fill():
+                    raise RuntimeError(f"{pool} has no room for the {needed} encryptions of zero that a product takes")
+
+
+class TensafeOpenfhe(TensafeCpu):
+    """The same host; the coprocessor computes with OpenFHE, encryptions of zero and flooding included."""
+
+    steady = False
+
+    def __init__(self) -> None:
+        from tensorguard.engines import load_engine
+
+        self._engine = load_engine("openfhe")
+        super().__init__()
+
+    def _make_evaluator(self, seed: bytes) -> Any:
+        return self._engine.evaluator(self.parameters, self.host.public_key, seed, SESSION)
+
+    def _encode(self) -> Any:
+        return self._engine.encode(self.weights, self.parameters, [self.plan])
 
 
 def rounded(weights: Matrix, norm_bound: float) -> GroupWeights:
