@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import os
+import pkgutil
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import atheris
 import structlog
 
-from tensorguard.ckks import Evaluator, Plan
+from tensorguard import ckks
 
 INSTRUMENTED = [
     "tensorguard.crypto.canonical",
@@ -28,8 +30,10 @@ def main() -> None:
     # Thousands of refusals are expected; a log line for each would only be slow.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), processors=[lambda *_: ""])
     with contextlib.ExitStack() as stack:
-        # numba cannot compile instrumented kernels, so their package comes first, and its checks are done one by one.
-        for checked in (Evaluator, Plan):
+        # numba cannot compile instrumented kernels: their package comes first, and its checks are done one by one.
+        for module in pkgutil.iter_modules(ckks.__path__):
+            importlib.import_module(f"{ckks.__name__}.{module.name}")
+        for checked in (ckks.Evaluator, ckks.Plan):
             for function in filter(inspect.isfunction, vars(checked).values()):
                 atheris.instrument_func(function)
         with atheris.instrument_imports(include=INSTRUMENTED):
