@@ -17,7 +17,7 @@ FACTOR, ALLOWANCE = 4, 256 * 1024
 
 def frames_target() -> Target:
     """One parameter set for each shape of polynomials; the first byte of an input chooses it."""
-    shapes = {(p.degree, len(p.primes)): p for p in reversed(PARAMETER_SETS.values())}
+    shapes = {(p.degree, len(p.primes)): p for p in reversed(list(PARAMETER_SETS.values()))}
     parameter_sets = list(shapes.values())
     messages = [_messages(parameters) for parameters in parameter_sets]
     for parameters, known in zip(parameter_sets, messages, strict=True):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from google.protobuf.message import DecodeError
 
@@ -111,11 +112,8 @@ class _Fuzzed:
     def _sent_key(self, host: RawHost) -> bytes:
         """The public key as this host sends it, in whatever form the protocol has."""
         sent: list[Any] = []
-        call, host.call = host.call, lambda _, request: sent.append(request)  # type: ignore[method-assign]
-        try:
+        with mock.patch.object(host, "call", lambda _, request: sent.append(request)):
             host.complete()
-        finally:
-            host.call = call  # type: ignore[method-assign]
         return bytes(sent[0].public_key)
 
     def run(self, data: bytes) -> None:

@@ -7,8 +7,7 @@ cd "$(dirname "$0")/.."
 
 VENV=.venv-peers
 STAMP="$VENV/.tensafe-setup"
-# OpenFHE's wheels are tagged for any Python; this one holds an extension for CPython 3.10 and glibc 2.34.
-PEERS=(openfhe==1.6.1.0.22.4 tenseal==0.3.16)
+TENSEAL=tenseal==0.3.16
 
 say() { printf '%s\n' "==> $*"; }
 fail() { printf '%s\n' "error: $*" >&2; exit 1; }
@@ -28,7 +27,7 @@ say "Creating $VENV with $("$python" --version)"
 rm -rf "$VENV"
 "$python" -m venv "$VENV" || fail "$VENV could not be created: on Debian and Ubuntu, apt-get install python3.10-venv"
 # TenSafe too: its own openfhe backend is measured here.
-"$VENV/bin/python" -m pip install -c constraints.txt -e . "${PEERS[@]}" || fail "installation failed; the lines above say why"
+"$VENV/bin/python" -m pip install -c constraints.txt -e '.[openfhe]' "$TENSEAL" || fail "installation failed; the lines above say why"
 for module in openfhe tenseal; do
   "$VENV/bin/python" -c "import $module" || say "$module is installed but does not load here: it will be listed as not run"
 done
