@@ -90,6 +90,16 @@ def test_openfhe_peers_compute_the_product(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not PEERS_PYTHON.exists(), reason="no .venv-peers: scripts/setup_peers.sh makes it")
+def test_our_openfhe_backend_computes_the_product(tmp_path: Path) -> None:
+    engines = ("tensafe-cpu", "tensafe-openfhe")
+    report = run(tmp_path, "--d", "40", "--rows", "3", "--tokens", "2", "--engines", *engines)
+    assert [record["engine"] for record in report["records"]] == list(engines), report["unavailable"]
+    cpu, openfhe = report["records"]
+    assert openfhe["rel_error"] < 2**-9
+    assert (openfhe["bytes_up"], openfhe["bytes_down"]) == (cpu["bytes_up"], cpu["bytes_down"])
+
+
+@pytest.mark.skipif(not PEERS_PYTHON.exists(), reason="no .venv-peers: scripts/setup_peers.sh makes it")
 def test_tenseal_computes_the_product(tmp_path: Path) -> None:
     report = run(tmp_path, "--d", "16", "--rows", "3", "--tokens", "1", "--engines", "tenseal-mm")
     assert [record["engine"] for record in report["records"]] == ["tenseal-mm"], report["unavailable"]
