@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 
 from fuzz.edits import message_from
 from fuzz.memory import bounded_memory
@@ -95,19 +96,22 @@ class _Fuzzed:
             complete.append(
                 pb.CompleteSessionRequest(session_id=session_id, key_number=number, public_key=key, signature=signature)
             )
-        attach = pb.AttachAdapterRequest(session_id=session_id, adapter=ADAPTER)
-        steps: list[tuple[str, Any, list[Any]]] = [
-            ("BeginSession", pb.BeginSessionRequest, [begin]),
-            ("CompleteSession", pb.CompleteSessionRequest, complete),
-            ("AttachAdapter", pb.AttachAdapterRequest, [attach]),
-            ("CloseSession", pb.CloseSessionRequest, [pb.CloseSessionRequest(session_id=session_id)]),
-            ("ListAdapters", pb.ListAdaptersRequest, [pb.ListAdaptersRequest()]),
-            ("GetStatus", pb.GetStatusRequest, [pb.GetStatusRequest()]),
-        ]
-        written = [
-            (name, kind, [message.SerializeToString() for message in messages]) for name, kind, messages in steps
-        ]
-        return [(EVALUATE, None, self.requests), *written, (WAIT, None, [b""])]
+        known = {
+            "BeginSession": [begin],
+            "CompleteSession": complete,
+            "AttachAdapter": [pb.AttachAdapterRequest(session_id=session_id, adapter=ADAPTER)],
+            "CloseSession": [pb.CloseSessionRequest(session_id=session_id)],
+            "ListAdapters": [pb.ListAdaptersRequest()],
+            "GetStatus": [pb.GetStatusRequest()],
+        }
+        # Whatever else the service has, with nothing but the session filled in. Operations keep their numbers.
+        methods = pb.DESCRIPTOR.services_by_name["HeLoraService"].methods_by_name
+        for name in sorted(set(methods) - set(known) - {EVALUATE}):
+            kind = GetMessageClass(methods[name].input_type)
+            fields = methods[name].input_type.fields_by_name
+            known[name] = [kind(session_id=session_id) if "session_id" in fields else kind()]
+        written = [(name, type(some[0]), [m.SerializeToString() for m in some]) for name, some in known.items()]
+        return [(EVALUATE, None, self.requests), (WAIT, None, [b""]), *written]
 
     def _sent_key(self, host: RawHost) -> bytes:
         """The public key as this host sends it, in whatever form the protocol has."""
