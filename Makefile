@@ -1,4 +1,4 @@
-# TenSafe. `make help` lists the targets. Everything lands in .venv, .venv310, .cache and .state of this checkout.
+# TenSafe. `make help` lists the targets. Everything lands in .venv*, .cache and .state of this checkout.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -11,7 +11,7 @@ ARGS ?=
 COPROCESSOR_TESTS := $(addprefix tests/,ckks crypto engines evidence lora observability package rpc session \
 	services/attestor services/he_lora test_architecture.py test_settings.py)
 
-.PHONY: help setup model test test-e2e test-all test-coprocessor-310 lint format protos demo up down demo-adapter bench compose-test clean
+.PHONY: help setup model test test-e2e test-all test-coprocessor-310 lint format protos demo up down demo-adapter bench bench-he fuzz compose-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -64,8 +64,16 @@ demo-adapter: setup ## train the demo adapter anew
 bench: setup ## throughput of base, plaintext LoRA and HE-LoRA
 	$(PY) benchmarks/e2e.py $(ARGS)
 
+bench-he: setup ## z = A·x under CKKS: TenSafe beside OpenFHE and TenSEAL (reports/he_core.*)
+	@scripts/setup_peers.sh
+	$(PY) benchmarks/he_core.py $(ARGS)
+
+fuzz: ## coverage-guided fuzzing of frames, sessions and manifests (ARGS="--seconds 600"), report in reports/fuzz.txt
+	@scripts/setup_fuzz.sh
+	.venv-fuzz/bin/python -m fuzz $(ARGS)
+
 compose-test: setup ## build the images, start them with compose, run the client test against them
 	scripts/compose_test.sh $(ARGS)
 
 clean: down ## remove the environment, caches and local state
-	rm -rf .venv .venv310 .cache .state .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv310 .venv-peers .venv-fuzz .cache .state .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

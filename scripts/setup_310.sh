@@ -11,24 +11,7 @@ STAMP="$VENV/.tensafe-setup"
 say() { printf '%s\n' "==> $*"; }
 fail() { printf '%s\n' "error: $*" >&2; exit 1; }
 
-is_310() { "$1" -c 'import sys; raise SystemExit(sys.version_info[:2] != (3, 10))' 2>/dev/null; }
-
-find_python() {
-  if [ -n "${PYTHON310:-}" ]; then
-    is_310 "$PYTHON310" || fail "PYTHON310=$PYTHON310 is not a Python 3.10"
-    echo "$PYTHON310"
-    return
-  fi
-  # pyenv puts only the chosen versions on PATH, and leaves shims there that refuse for the others.
-  for candidate in python3.10 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*/bin/python; do
-    if is_310 "$candidate"; then
-      echo "$candidate"
-      return
-    fi
-  done
-}
-
-python=$(find_python)
+python=$(scripts/python310.sh)
 if [ -z "$python" ]; then
   rm -rf "$VENV" # one left from an interpreter that is gone
   say "No Python 3.10 on PATH or in pyenv: nothing is tested on it (pyenv install 3.10, or set PYTHON310)"

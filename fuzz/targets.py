@@ -1,0 +1,28 @@
+"""The targets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fuzz.frames_target import frames_target
+from fuzz.manifest_target import manifest_target
+from fuzz.sessions_target import sessions_target
+from fuzz.target import Target
+
+TARGETS = ("frames", "sessions", "manifest")
+
+
+@contextmanager
+def open_target(name: str, folder: Path) -> Iterator[Target]:
+    """A target of `TARGETS`; what it needs on disk goes below `folder`."""
+    if name == "frames":
+        yield frames_target()
+    elif name == "manifest":
+        yield manifest_target()
+    elif name == "sessions":
+        with sessions_target(folder) as target:
+            yield target
+    else:
+        raise ValueError(f"no target {name!r}: choose one of {', '.join(TARGETS)}")
