@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorguard.ckks.parameters import ParameterSet
-from tensorguard.ckks.plan import Plan
+from tensorguard.ckks.plan import MAX_ROWS, Plan
 from tensorguard.errors import InvalidInputError
 
 VERSION = 1
 MAX_FRAME_BYTES = 16 * 1024 * 1024 - 16
 MAX_TOKENS = 1 << 16
 MAX_CIPHERTEXTS = 1 << 12
-MAX_ROWS = 512
 SEED_BYTES = 32
 
 GROUP_CODES = {"qkv": 1, "o": 2, "gate_up": 3, "down": 4}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorguard.ckks import Plan, compile_plans, get_parameter_set, select_plan
+from tensorguard.ckks import PARAMETER_SETS, EncodedGroup, GroupWeights, ParameterSet, Plan, get_parameter_set
 from tensorguard.ckks.plan import TOKEN_COUNTS
 from tensorguard.errors import InvalidInputError
 from tests.ckks import reference
@@ -84,27 +84,24 @@ def test_wanted_coefficients_are_exactly_the_inner_products(drawn: tuple[int, Pl
             assert reference.centre(product[reference.wanted(plan, token, row)], modulus) == expected
 
 
-@given(st.integers(1, 20000), st.integers(1, 256))
-@settings(max_examples=30, deadline=None)
-def test_compiled_plans_cover_every_batch_size(d_in: int, rows: int) -> None:
-    compiled = compile_plans(PARAMETERS, d_in, rows)
-    assert {plan.tokens for plan in compiled} == set(TOKEN_COUNTS)
-    costs = {
-        tokens: select_plan(compiled, PARAMETERS, tokens, d_in, rows).cost(tokens, d_in, rows) for tokens in (1, 8, 64)
-    }
-    assert costs[1] <= costs[8] <= costs[64] <= 64 * costs[1]
+@pytest.mark.parametrize("parameters", PARAMETER_SETS.values(), ids=lambda parameters: parameters.name)
+@pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (64, 2), (1, 128)])
+def test_plans_beyond_the_ring_are_refused(parameters: ParameterSet, tokens: int, rows: int) -> None:
+    fits = Plan(tokens, parameters.degree // (tokens * rows), rows)
+    fits.check(parameters)
+    if fits.filled < 8192:
+        over = Plan(tokens, fits.channels + 1, rows)
+        with pytest.raises(InvalidInputError, match=f"ring degree {parameters.degree}"):
+            over.check(parameters)
+        with pytest.raises(InvalidInputError, match=f"ring degree {parameters.degree}"):
+            EncodedGroup(GroupWeights(np.ones((1, 1), np.int32), (0,), 1.0), parameters, [over])
 
 
-def test_decode_shares_a_polynomial_between_rows_and_prefill_between_tokens() -> None:
-    compiled = compile_plans(PARAMETERS, 576, 48)
-    assert select_plan(compiled, PARAMETERS, 1, 576, 48).rows > 1
-    assert select_plan(compiled, PARAMETERS, 256, 576, 48).tokens >= 16
-
-
-def test_nothing_to_plan_is_refused() -> None:
-    with pytest.raises(InvalidInputError):
-        select_plan([], PARAMETERS, 1, 576, 48)
-    with pytest.raises(InvalidInputError):
-        compile_plans(PARAMETERS, 0, 48)
-    with pytest.raises(InvalidInputError):
-        compile_plans(PARAMETERS, 576, 0)
+@settings(max_examples=20, deadline=None)
+@given(plans(), st.integers(1, 300), st.integers(1, 40))
+def test_weight_bytes_are_those_of_the_arrays(plan: Plan, d_in: int, rows: int) -> None:
+    """And a plan given twice is stored once."""
+    weights = GroupWeights(np.ones((rows, d_in), np.int32), (0,) * rows, 1e6)
+    group = EncodedGroup(weights, PARAMETERS, [plan, plan, Plan(*plan.shape)])
+    assert group.nbytes == plan.weight_bytes(PARAMETERS, d_in, rows)
+    assert group.encoded(plan).dtype == np.uint32

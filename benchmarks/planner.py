@@ -1,0 +1,248 @@
+"""How good the planner's choices are: every plan that can be best, timed, beside the one that is chosen.
+
+    python benchmarks/planner.py [--quick] [--json FILE]     compare the choices with all plans
+    python benchmarks/planner.py --measure [--json FILE]     measure the cost model anew; prints `Costs(...)` to paste
+
+Times are those of one core (CPU time of the thread, so that other work on the machine counts little): encrypt,
+evaluate with its encryptions of zero, decrypt. Bytes up and down count as the model has them, `--link-gigabytes` a
+second. Rounds go over all plans in turn. After each stage only the faster plans stay: twice the fastest time after
+the first round, 1.3 times after the second stage; the rest is measured until the end, and with it the chosen plan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tensorguard.ckks import EncodedGroup, Evaluator, GroupWeights, HostSession, ParameterSet, Plan, get_parameter_set
+from tensorguard.ckks.ntt import forward_all, inverse_all
+from tensorguard.ckks.planner import MEASURED, CallCost, Costs, call_cost, compile_plans, rank_plans, select_plan
+from tensorguard.ckks.ring import ring
+
+SESSION = b"planner benchmark"
+# d_in, rows, tokens. Attention of SmolLM2-135M, of Llama-3-8B, its down projection, a small full-mode matrix.
+CASES = [
+    *((576, 48, tokens) for tokens in (1, 8, 64)),
+    *((4096, 48, tokens) for tokens in (1, 4, 8, 64)),
+    *((4096, 16, tokens) for tokens in (1, 8)),
+    *((14336, 16, tokens) for tokens in (1, 8)),
+    *((2048, 32, tokens) for tokens in (1, 2, 16, 32)),
+    (576, 576, 1),
+]
+QUICK_CASES = [(576, 48, 1), (576, 48, 8), (4096, 48, 1), (4096, 16, 1), (4096, 48, 8)]
+# What `--measure` fits: few and many of each of uploads, downloads and products.
+FITTED = [
+    (1, 576, 48, Plan(1, 64, 48)),
+    (1, 576, 48, Plan(1, 576, 7)),
+    (1, 576, 48, Plan(1, 320, 12)),
+    (1, 4096, 48, Plan(1, 256, 16)),
+    (1, 4096, 48, Plan(1, 1024, 4)),
+    (1, 4096, 48, Plan(1, 512, 8)),
+    (1, 4096, 16, Plan(1, 256, 16)),
+    (1, 1024, 128, Plan(1, 1024, 4)),
+    (8, 576, 48, Plan(8, 64, 8)),
+    (8, 4096, 48, Plan(8, 128, 4)),
+    (8, 4096, 48, Plan(8, 256, 2)),
+    (8, 4096, 16, Plan(8, 512, 1)),
+]
+
+
+def median_us(runs: Iterable[Callable[[], Any]]) -> float:
+    """CPU time, of all runs but the first, which compiles."""
+    times = []
+    for run in runs:
+        started = time.thread_time_ns()
+        run()
+        times.append((time.thread_time_ns() - started) / 1e3)
+    return statistics.median(times[1:])
+
+
+@dataclass(slots=True)
+class Run:
+    """One plan's weights and times, in microseconds."""
+
+    group: EncodedGroup
+    cost: CallCost
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times)
+
+
+class Bench:
+    """A host and an evaluator with one session key."""
+
+    def __init__(self, parameters: ParameterSet, link_byte: float) -> None:
+        self.parameters, self.link_byte = parameters, link_byte
+        seed = os.urandom(32)
+        self.host = HostSession.create(parameters, seed, SESSION)
+        self.evaluator = Evaluator(parameters, self.host.public_key, seed, SESSION)
+        # Statistical generator: test data, not a secret.
+        self.generator = np.random.default_rng(0)
+
+    def prepare(self, tokens: int, d_in: int, rows: int, plans: Iterable[Plan]) -> dict[Plan, Run]:
+        """The same matrix encoded for each plan."""
+        bound = self.parameters.norm_bound(d_in, min(rows, 16))
+        integers = self.generator.integers(-1000, 1000, (rows, d_in), dtype=np.int32)
+        weights = GroupWeights(integers, (10,) * rows, bound)
+        return {
+            plan: Run(
+                EncodedGroup(weights, self.parameters, [plan]), call_cost(plan, self.parameters, tokens, d_in, rows)
+            )
+            for plan in plans
+        }
+
+    def call(self, run: Run, x: np.ndarray[Any, Any]) -> float:
+        """One call under a plan: CPU microseconds of both sides, and the time of its bytes on the link."""
+        plan, group = run.cost.plan, run.group
+        bound = self.parameters.norm_bound(group.d_in, min(group.rows, 16))
+        scales = np.exp2(-np.full(group.rows, 10.0))
+        started = time.thread_time_ns()
+        sent = self.host.encrypt(x, plan, bound)
+        answer = self.evaluator.evaluate(group, plan, len(x), sent.ids, sent.seeds, sent.b)
+        self.host.decrypt(sent, answer, group.rows, scales)
+        spent = (time.thread_time_ns() - started) / 1e3
+        return spent + self.link_byte * (run.cost.bytes_up + run.cost.bytes_down)
+
+    def rounds(self, runs: Iterable[Run], x: np.ndarray[Any, Any], count: int) -> None:
+        runs = list(runs)
+        for _ in range(count):
+            for run in runs:
+                run.times.append(self.call(run, x))
+
+
+def compare(bench: Bench, d_in: int, rows: int, tokens: int, repeat: int) -> dict[str, Any]:
+    """The chosen plan against all that can be best, under the memory limit a package has by default."""
+    chosen = select_plan(compile_plans(bench.parameters, d_in, rows), bench.parameters, tokens, d_in, rows)
+    ranked = rank_plans(bench.parameters, tokens, d_in, rows)
+    runs = bench.prepare(tokens, d_in, rows, [cost.plan for cost in ranked])
+    x = bench.generator.normal(size=(tokens, d_in))
+    bench.rounds(runs.values(), x, 1)
+    for run in runs.values():
+        run.times.clear()  # the first call of a plan may compile
+    finalists = list(runs)
+    for stage, (count, limit) in enumerate(((1, 2.0), (3, 1.3), (repeat, 1.0))):
+        bench.rounds((runs[plan] for plan in finalists), x, count)
+        fastest = min(runs[plan].median for plan in finalists)
+        if stage < 2:
+            finalists = [plan for plan in finalists if plan == chosen or runs[plan].median <= limit * fastest]
+    best = min(finalists, key=lambda plan: runs[plan].median)
+    return {
+        "d_in": d_in,
+        "rows": rows,
+        "tokens": tokens,
+        "plans": len(ranked),
+        "chosen": chosen.identifier,
+        "chosen_us": runs[chosen].median,
+        "modelled_us": runs[chosen].cost.microseconds,
+        "best": best.identifier,
+        "best_us": runs[best].median,
+        "ratio": runs[chosen].median / runs[best].median,
+    }
+
+
+def measure(bench: Bench, repeat: int) -> Costs:
+    """Fit the constants: transforms are timed alone, the rest is least squares over calls of different make."""
+    constants = ring(bench.parameters)
+    batch, primes, degree = 16, len(bench.parameters.primes), bench.parameters.degree
+    source = bench.generator.integers(0, 1 << 29, (batch, primes, degree), dtype=np.uint32)
+    target = np.empty_like(source)
+    both = [
+        median_us(
+            partial(kernel, source.copy(), target, constants.factors, constants.primes) for _ in range(repeat + 1)
+        )
+        for kernel in (forward_all, inverse_all)
+    ]
+    transform = statistics.mean(both) / (batch * primes)
+    runs = []
+    for tokens, d_in, rows, plan in FITTED:
+        (run,) = bench.prepare(tokens, d_in, rows, [plan]).values()
+        runs.append((run, bench.generator.normal(size=(tokens, d_in))))
+    for number in range(repeat + 1):
+        for run, x in runs:
+            run.times.append(bench.call(run, x))
+            if number == 0:
+                run.times.clear()
+    nothing = Costs(transform=transform, upload=0.0, response=0.0, product=0.0, link_byte=bench.link_byte, call=0.0)
+    features, spent = [], []
+    for (run, _), (tokens, d_in, rows, plan) in zip(runs, FITTED, strict=True):
+        base = call_cost(plan, bench.parameters, tokens, d_in, rows, nothing)
+        features.append([1.0, base.uploads, base.downloads, base.products])
+        spent.append((run.median, run.median - base.microseconds))
+    total, rest = np.array(spent).T
+    # Relative errors count, so that the largest shape does not decide alone.
+    scaled = np.array(features) / total[:, None]
+    solution = np.linalg.lstsq(scaled, rest / total, rcond=None)[0]
+    costs = replace(
+        nothing, call=solution[0], upload=solution[1], response=solution[2], product=solution[3], transform=transform
+    )
+    print(f"{'plan':<14}{'T':>4}{'d_in':>7}{'rows':>6}{'measured us':>13}{'model us':>11}")
+    for (run, _), (tokens, d_in, rows, plan) in zip(runs, FITTED, strict=True):
+        modelled = call_cost(plan, bench.parameters, tokens, d_in, rows, costs).microseconds
+        print(f"{plan.identifier:<14}{tokens:>4}{d_in:>7}{rows:>6}{run.median:>13.0f}{modelled:>11.0f}")
+    if solution.min() < 0:
+        sys.exit("a fitted cost is negative: the machine is too busy, or the model no longer describes the engine")
+    return Costs(**{name: round(float(value), 3) for name, value in asdict(costs).items()})
+
+
+def report(records: Sequence[dict[str, Any]]) -> None:
+    print(f"{'d_in':>6}{'rows':>6}{'T':>4}{'plans':>7}  {'chosen':<14}{'us':>9}{'model':>9}  ", end="")
+    print(f"{'fastest':<14}{'us':>9}{'ratio':>7}")
+    for r in records:
+        print(
+            f"{r['d_in']:>6}{r['rows']:>6}{r['tokens']:>4}{r['plans']:>7}  {r['chosen']:<14}{r['chosen_us']:>9.0f}"
+            f"{r['modelled_us']:>9.0f}  {r['best']:<14}{r['best_us']:>9.0f}{r['ratio']:>7.2f}"
+        )
+    print(f"\nworst ratio {max(r['ratio'] for r in records):.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="print the cost model's constants")
+    parser.add_argument("--quick", action="store_true", help="few shapes and repetitions")
+    parser.add_argument("--json", type=Path, help="write the records here")
+    parser.add_argument("--parameters", default="n4096-q90-w12", help="parameter set")
+    parser.add_argument("--repeat", type=int, help="rounds over the last plans (default 15; 5 when quick)")
+    parser.add_argument(
+        "--link-gigabytes", type=float, default=1e-3 / MEASURED.link_byte, help="gigabytes a second between the sides"
+    )
+    options = parser.parse_args()
+    repeat = options.repeat or (5 if options.quick else 15)
+    bench = Bench(get_parameter_set(options.parameters), 1e-3 / options.link_gigabytes)
+    result: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "machine": platform.processor() or platform.machine(),
+        "parameters": options.parameters,
+    }
+    if options.measure:
+        costs = measure(bench, repeat)
+        print(f"\n{costs!r}")
+        result["costs"] = asdict(costs)
+    else:
+        records = []
+        cases = QUICK_CASES if options.quick else CASES
+        for number, case in enumerate(cases, 1):
+            print(f"\rcase {number} of {len(cases)}", end="", file=sys.stderr, flush=True)
+            records.append(compare(bench, *case, repeat))
+        print(file=sys.stderr)
+        report(records)
+        result["records"] = records
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
