@@ -38,7 +38,7 @@ class Plan:
         if self.tokens not in TOKEN_COUNTS:
             raise InvalidInputError(f"a plan's tokens are one of {TOKEN_COUNTS}")
         if self.filled > MAX_DEGREE:
-            raise InvalidInputError(f"plan {self.identifier} exceeds the largest ring degree {MAX_DEGREE}")
+            raise InvalidInputError(f"plan {self.identifier} exceeds the ring degree {MAX_DEGREE}")
         if self.tokens * self.rows > MAX_OUTPUTS:
             raise InvalidInputError(f"plan {self.identifier} asks for more than {MAX_OUTPUTS} outputs per response")
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tensorguard.ckks.host import HostSession
 from tensorguard.ckks.messages import EncryptedActivations
-from tensorguard.ckks.plan import select_plan
+from tensorguard.ckks.planner import select_plan
 from tensorguard.errors import InvalidInputError
 from tensorguard.session import frames
 from tensorguard.session.adapter import GroupShape
@@ -72,8 +72,8 @@ class Link:
         key = self._key_for(adapter, shape, len(x), options.tokens_per_key)
         parameters = self.handshake.parameters
         plan = select_plan(shape.plans, parameters, len(x), shape.d_in, shape.rows)
-        bytes_per_chunk = plan.blocks(shape.d_in) * parameters.degree * 4 * len(parameters.primes)
-        step = max(1, options.frame_bytes // bytes_per_chunk) * plan.tokens
+        chunk_bytes = plan.chunk_bytes(parameters, shape.d_in, shape.rows)
+        step = max(1, options.frame_bytes // chunk_bytes) * plan.tokens
         if len(x) > step and not np.isfinite(x).all():
             raise InvalidInputError("activations contain NaN or infinity")
         parts, sent, seconds = [], self.stream.bytes_sent, 0.0
