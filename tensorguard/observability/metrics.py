@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from prometheus_client import Counter, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from tensorguard.errors import ConfigurationError
 
@@ -16,6 +16,9 @@ HE_OP_LATENCY = Histogram(
     "he_op_latency_ms", "Time of one homomorphic operation in milliseconds", ["op"], buckets=_MILLISECONDS
 )
 HE_ROTATION_COUNT = Counter("he_rotation_count", "Ciphertext rotations: none is implemented, so this stays 0")
+HE_ADAPTER_MEMORY = Gauge(
+    "he_adapter_memory_bytes", "Transformed weights held for an adapter; all its sessions share them", ["adapter"]
+)
 HE_BYTES = Counter("he_bytes", "Bytes of evaluation frames", ["direction"])
 TSSP_VERIFY_LATENCY = Histogram(
     "tssp_verify_latency_ms",
