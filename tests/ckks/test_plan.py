@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorguard.ckks import PARAMETER_SETS, EncodedGroup, GroupWeights, ParameterSet, Plan, get_parameter_set
+from tensorguard.ckks import EncodedGroup, GroupWeights, Plan, get_parameter_set
 from tensorguard.ckks.plan import TOKEN_COUNTS
 from tensorguard.errors import InvalidInputError
 from tests.ckks import reference
@@ -84,24 +84,18 @@ def test_wanted_coefficients_are_exactly_the_inner_products(drawn: tuple[int, Pl
             assert reference.centre(product[reference.wanted(plan, token, row)], modulus) == expected
 
 
-@pytest.mark.parametrize("parameters", PARAMETER_SETS.values(), ids=lambda parameters: parameters.name)
-@pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (64, 2), (1, 128)])
-def test_plans_beyond_the_ring_are_refused(parameters: ParameterSet, tokens: int, rows: int) -> None:
-    fits = Plan(tokens, parameters.degree // (tokens * rows), rows)
-    fits.check(parameters)
-    if fits.filled < 8192:
-        over = Plan(tokens, fits.channels + 1, rows)
-        with pytest.raises(InvalidInputError, match=f"ring degree {parameters.degree}"):
-            over.check(parameters)
-        with pytest.raises(InvalidInputError, match=f"ring degree {parameters.degree}"):
-            EncodedGroup(GroupWeights(np.ones((1, 1), np.int32), (0,), 1.0), parameters, [over])
+def test_weights_are_not_encoded_for_a_plan_larger_than_the_ring() -> None:
+    weights = GroupWeights(np.ones((1, 1), np.int32), (0,), 1.0)
+    with pytest.raises(InvalidInputError, match="exceeds the ring degree 4096"):
+        EncodedGroup(weights, PARAMETERS, [Plan(1, 4097, 1)])
 
 
 @settings(max_examples=20, deadline=None)
-@given(plans(), st.integers(1, 300), st.integers(1, 40))
-def test_weight_bytes_are_those_of_the_arrays(plan: Plan, d_in: int, rows: int) -> None:
+@given(st.sampled_from(RINGS), plans(4096), st.integers(1, 300), st.integers(1, 40))
+def test_weight_bytes_are_those_of_the_arrays(name: str, plan: Plan, d_in: int, rows: int) -> None:
     """And a plan given twice is stored once."""
+    parameters = get_parameter_set(name)
     weights = GroupWeights(np.ones((rows, d_in), np.int32), (0,) * rows, 1e6)
-    group = EncodedGroup(weights, PARAMETERS, [plan, plan, Plan(*plan.shape)])
-    assert group.nbytes == plan.weight_bytes(PARAMETERS, d_in, rows)
+    group = EncodedGroup(weights, parameters, [plan, plan, Plan(*plan.shape)])
+    assert group.nbytes == plan.weight_bytes(parameters, d_in, rows)
     assert group.encoded(plan).dtype == np.uint32
