@@ -240,12 +240,16 @@ def _compile(
     # How many times slower than the best plan for each number of tokens.
     slower = {plan: [time / least for time, least in zip(times[plan], best, strict=True)] for plan in pool}
 
+    uses = [_use(tokens) for tokens in token_counts]
+    weights = [1.0 / uses.count(use) for use in uses]
+
     def reached(plans: Sequence[Plan]) -> list[float]:
         return [min(column) for column in zip(*(slower[plan] for plan in plans), strict=True)]
 
     def loss(plans: Sequence[Plan]) -> tuple[float, int]:
         # Squares: one number of tokens that goes badly counts more than several that go a little worse.
-        return sum(ratio**2 for ratio in reached(plans)), sum(memory[plan] for plan in plans)
+        slowness = sum(weight * ratio**2 for weight, ratio in zip(weights, reached(plans), strict=True))
+        return slowness, sum(memory[plan] for plan in plans)
 
     chosen: list[Plan] = []
     while not chosen or max(reached(chosen)) > GOOD_ENOUGH:
@@ -265,6 +269,11 @@ def _compile(
     if not chosen:
         raise InvalidInputError(_too_small(parameters, d_in, rows, limit))
     return tuple(sorted(chosen))
+
+
+def _use(tokens: int) -> str:
+    """Decode of one sequence, small batches and prefill count alike, however many numbers of tokens each has."""
+    return "decode" if tokens == 1 else "small batch" if tokens <= 16 else "prefill"
 
 
 def select_plan(plans: Sequence[Plan], parameters: ParameterSet, tokens: int, d_in: int, rows: int) -> Plan:

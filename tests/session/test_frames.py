@@ -195,3 +195,9 @@ def test_own_oversize_frame_is_refused() -> None:
 def test_request_needs_matching_arrays() -> None:
     with pytest.raises(InvalidInputError):
         frames.write_request(make_request(2, seeds=bytes(32)))
+
+
+def test_plans_larger_than_the_sessions_ring_are_refused() -> None:
+    message = frames.write_request(make_request(plan=Plan(1, PARAMETERS.degree + 1, 1)))
+    with pytest.raises(InvalidInputError, match=f"exceeds the ring degree {PARAMETERS.degree}"):
+        frames.read_request(message, PARAMETERS)
