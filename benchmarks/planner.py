@@ -127,7 +127,8 @@ class Bench:
 def compare(bench: Bench, d_in: int, rows: int, tokens: int, repeat: int) -> dict[str, Any]:
     """The chosen plan against all that can be best, under the memory limit a package has by default."""
     chosen = select_plan(compile_plans(bench.parameters, d_in, rows), bench.parameters, tokens, d_in, rows)
-    ranked = rank_plans(bench.parameters, tokens, d_in, rows)
+    # With a T' of twice the tokens or more, half of it does the same with shorter transforms.
+    ranked = [cost for cost in rank_plans(bench.parameters, tokens, d_in, rows) if cost.plan.tokens < 2 * tokens]
     runs = bench.prepare(tokens, d_in, rows, [cost.plan for cost in ranked])
     x = bench.generator.normal(size=(tokens, d_in))
     bench.rounds(runs.values(), x, 1)
@@ -139,6 +140,7 @@ def compare(bench: Bench, d_in: int, rows: int, tokens: int, repeat: int) -> dic
         fastest = min(runs[plan].median for plan in finalists)
         if stage < 2:
             finalists = [plan for plan in finalists if plan == chosen or runs[plan].median <= limit * fastest]
+            runs = {plan: runs[plan] for plan in finalists}  # the others' weights need not stay in memory
     best = min(finalists, key=lambda plan: runs[plan].median)
     return {
         "d_in": d_in,
@@ -198,15 +200,21 @@ def measure(bench: Bench, repeat: int) -> Costs:
     return Costs(**{name: round(float(value), 3) for name, value in asdict(costs).items()})
 
 
-def report(records: Sequence[dict[str, Any]]) -> None:
+def compare_all(bench: Bench, cases: Sequence[tuple[int, int, int]], repeat: int) -> list[dict[str, Any]]:
+    """`compare` for each case, shown as soon as it is known."""
     print(f"{'d_in':>6}{'rows':>6}{'T':>4}{'plans':>7}  {'chosen':<14}{'us':>9}{'model':>9}  ", end="")
     print(f"{'fastest':<14}{'us':>9}{'ratio':>7}")
-    for r in records:
+    records = []
+    for case in cases:
+        r = compare(bench, *case, repeat)
+        records.append(r)
         print(
             f"{r['d_in']:>6}{r['rows']:>6}{r['tokens']:>4}{r['plans']:>7}  {r['chosen']:<14}{r['chosen_us']:>9.0f}"
-            f"{r['modelled_us']:>9.0f}  {r['best']:<14}{r['best_us']:>9.0f}{r['ratio']:>7.2f}"
+            f"{r['modelled_us']:>9.0f}  {r['best']:<14}{r['best_us']:>9.0f}{r['ratio']:>7.2f}",
+            flush=True,
         )
     print(f"\nworst ratio {max(r['ratio'] for r in records):.2f}")
+    return records
 
 
 def main() -> None:
@@ -232,14 +240,7 @@ def main() -> None:
         print(f"\n{costs!r}")
         result["costs"] = asdict(costs)
     else:
-        records = []
-        cases = QUICK_CASES if options.quick else CASES
-        for number, case in enumerate(cases, 1):
-            print(f"\rcase {number} of {len(cases)}", end="", file=sys.stderr, flush=True)
-            records.append(compare(bench, *case, repeat))
-        print(file=sys.stderr)
-        report(records)
-        result["records"] = records
+        result["records"] = compare_all(bench, QUICK_CASES if options.quick else CASES, repeat)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
