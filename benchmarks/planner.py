@@ -5,8 +5,9 @@
 
 Times are those of one core (CPU time of the thread, so that other work on the machine counts little): encrypt,
 evaluate with its encryptions of zero, decrypt. Bytes up and down count as the model has them, `--link-gigabytes` a
-second. Rounds go over all plans in turn. After each stage only the faster plans stay: twice the fastest time after
-the first round, 1.3 times after the second stage; the rest is measured until the end, and with it the chosen plan.
+second. Rounds go over all plans in turn, and of a plan's times the lower quartile counts. After each stage only the
+faster plans stay: twice the fastest time after the first round, 1.3 times after three more; the rest is measured until
+the end, and with it the chosen plan.
 """
 
 from __future__ import annotations
@@ -59,14 +60,19 @@ FITTED = [
 ]
 
 
-def median_us(runs: Iterable[Callable[[], Any]]) -> float:
+def lower_quartile(times: Sequence[float]) -> float:
+    """Whatever else the machine does makes a run slower, never faster: the lower half of the times says more."""
+    return sorted(times)[len(times) // 4]
+
+
+def spent_us(runs: Iterable[Callable[[], Any]]) -> float:
     """CPU time, of all runs but the first, which compiles."""
     times = []
     for run in runs:
         started = time.thread_time_ns()
         run()
         times.append((time.thread_time_ns() - started) / 1e3)
-    return statistics.median(times[1:])
+    return lower_quartile(times[1:])
 
 
 @dataclass(slots=True)
@@ -78,8 +84,8 @@ class Run:
     times: list[float] = field(default_factory=list)
 
     @property
-    def median(self) -> float:
-        return statistics.median(self.times)
+    def typical(self) -> float:
+        return lower_quartile(self.times)
 
 
 class Bench:
@@ -137,22 +143,22 @@ def compare(bench: Bench, d_in: int, rows: int, tokens: int, repeat: int) -> dic
     finalists = list(runs)
     for stage, (count, limit) in enumerate(((1, 2.0), (3, 1.3), (repeat, 1.0))):
         bench.rounds((runs[plan] for plan in finalists), x, count)
-        fastest = min(runs[plan].median for plan in finalists)
+        fastest = min(runs[plan].typical for plan in finalists)
         if stage < 2:
-            finalists = [plan for plan in finalists if plan == chosen or runs[plan].median <= limit * fastest]
+            finalists = [plan for plan in finalists if plan == chosen or runs[plan].typical <= limit * fastest]
             runs = {plan: runs[plan] for plan in finalists}  # the others' weights need not stay in memory
-    best = min(finalists, key=lambda plan: runs[plan].median)
+    best = min(finalists, key=lambda plan: runs[plan].typical)
     return {
         "d_in": d_in,
         "rows": rows,
         "tokens": tokens,
         "plans": len(ranked),
         "chosen": chosen.identifier,
-        "chosen_us": runs[chosen].median,
+        "chosen_us": runs[chosen].typical,
         "modelled_us": runs[chosen].cost.microseconds,
         "best": best.identifier,
-        "best_us": runs[best].median,
-        "ratio": runs[chosen].median / runs[best].median,
+        "best_us": runs[best].typical,
+        "ratio": runs[chosen].typical / runs[best].typical,
     }
 
 
@@ -163,9 +169,7 @@ def measure(bench: Bench, repeat: int) -> Costs:
     source = bench.generator.integers(0, 1 << 29, (batch, primes, degree), dtype=np.uint32)
     target = np.empty_like(source)
     both = [
-        median_us(
-            partial(kernel, source.copy(), target, constants.factors, constants.primes) for _ in range(repeat + 1)
-        )
+        spent_us(partial(kernel, source.copy(), target, constants.factors, constants.primes) for _ in range(repeat + 1))
         for kernel in (forward_all, inverse_all)
     ]
     transform = statistics.mean(both) / (batch * primes)
@@ -183,7 +187,7 @@ def measure(bench: Bench, repeat: int) -> Costs:
     for (run, _), (tokens, d_in, rows, plan) in zip(runs, FITTED, strict=True):
         base = call_cost(plan, bench.parameters, tokens, d_in, rows, nothing)
         features.append([1.0, base.uploads, base.downloads, base.products])
-        spent.append((run.median, run.median - base.microseconds))
+        spent.append((run.typical, run.typical - base.microseconds))
     total, rest = np.array(spent).T
     # Relative errors count, so that the largest shape does not decide alone.
     scaled = np.array(features) / total[:, None]
@@ -194,7 +198,7 @@ def measure(bench: Bench, repeat: int) -> Costs:
     print(f"{'plan':<14}{'T':>4}{'d_in':>7}{'rows':>6}{'measured us':>13}{'model us':>11}")
     for (run, _), (tokens, d_in, rows, plan) in zip(runs, FITTED, strict=True):
         modelled = call_cost(plan, bench.parameters, tokens, d_in, rows, costs).microseconds
-        print(f"{plan.identifier:<14}{tokens:>4}{d_in:>7}{rows:>6}{run.median:>13.0f}{modelled:>11.0f}")
+        print(f"{plan.identifier:<14}{tokens:>4}{d_in:>7}{rows:>6}{run.typical:>13.0f}{modelled:>11.0f}")
     if solution.min() < 0:
         sys.exit("a fitted cost is negative: the machine is too busy, or the model no longer describes the engine")
     return Costs(**{name: round(float(value), 3) for name, value in asdict(costs).items()})
@@ -223,12 +227,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few shapes and repetitions")
     parser.add_argument("--json", type=Path, help="write the records here")
     parser.add_argument("--parameters", default="n4096-q90-w12", help="parameter set")
-    parser.add_argument("--repeat", type=int, help="rounds over the last plans (default 15; 5 when quick)")
+    parser.add_argument("--repeat", type=int, help="rounds over the last plans (default 25; 9 when quick)")
     parser.add_argument(
         "--link-gigabytes", type=float, default=1e-3 / MEASURED.link_byte, help="gigabytes a second between the sides"
     )
     options = parser.parse_args()
-    repeat = options.repeat or (5 if options.quick else 15)
+    repeat = options.repeat or (9 if options.quick else 25)
     bench = Bench(get_parameter_set(options.parameters), 1e-3 / options.link_gigabytes)
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
