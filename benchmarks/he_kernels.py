@@ -3,9 +3,10 @@ whole model.
 
     python benchmarks/he_kernels.py [--json FILE] [--repeat N] [--threads N] [--only {transforms,costs,model}]
 
-One thread unless told otherwise, both sides in this process, no network. Every figure is the median of N runs. The coprocessor's time is taken apart by least squares over shapes with different numbers of uploads, downloads
-and products. The model is the attention of Llama-3-8B, 32 layers of q, k, v (48 rows) and o (16 rows) over 4096
-channels; the weights of all layers are resident and pass through the processor once a token, as when serving.
+One thread unless told otherwise, both sides in this process, no network. Every figure is the median of N runs. The
+coprocessor's time is taken apart by least squares over shapes with different numbers of uploads, downloads and
+products. The model is the attention of Llama-3-8B, 32 layers of q, k, v (48 rows) and o (16 rows) over 4096 channels;
+the weights of all layers are resident and pass through the processor once a token, as when serving.
 """
 
 from __future__ import annotations
