@@ -5,9 +5,9 @@
 
 Times are those of one core (CPU time of the thread, so that other work on the machine counts little): encrypt,
 evaluate with its encryptions of zero, decrypt. Bytes up and down count as the model has them, `--link-gigabytes` a
-second. Rounds go over all plans in turn, and of a plan's times the lower quartile counts. After each stage only the
-faster plans stay: twice the fastest time after the first round, 1.3 times after three more; the rest is measured until
-the end, and with it the chosen plan.
+second. Of a plan's times the lower quartile counts. Few rounds over all plans are followed by more rounds over
+the fastest, each stage timed afresh, since the fastest of many noisy times is mostly luck: the ratio is that of the
+chosen plan to the fastest of the last three, in rounds that all of them share.
 """
 
 from __future__ import annotations
@@ -124,10 +124,16 @@ class Bench:
         return spent + self.link_byte * (run.cost.bytes_up + run.cost.bytes_down)
 
     def rounds(self, runs: Iterable[Run], x: np.ndarray[Any, Any], count: int) -> None:
+        """``count`` timed calls of each, in an order drawn for each round, and each after an untimed one: when
+        serving, layer after layer uses the same plan.
+        """
         runs = list(runs)
+        for run in runs:
+            run.times.clear()
         for _ in range(count):
-            for run in runs:
-                run.times.append(self.call(run, x))
+            for number in self.generator.permutation(len(runs)):
+                self.call(runs[number], x)
+                runs[number].times.append(self.call(runs[number], x))
 
 
 def compare(bench: Bench, d_in: int, rows: int, tokens: int, repeat: int) -> dict[str, Any]:
@@ -137,17 +143,13 @@ def compare(bench: Bench, d_in: int, rows: int, tokens: int, repeat: int) -> dic
     ranked = [cost for cost in rank_plans(bench.parameters, tokens, d_in, rows) if cost.plan.tokens < 2 * tokens]
     runs = bench.prepare(tokens, d_in, rows, [cost.plan for cost in ranked])
     x = bench.generator.normal(size=(tokens, d_in))
-    bench.rounds(runs.values(), x, 1)
-    for run in runs.values():
-        run.times.clear()  # the first call of a plan may compile
-    finalists = list(runs)
-    for stage, (count, limit) in enumerate(((1, 2.0), (3, 1.3), (repeat, 1.0))):
-        bench.rounds((runs[plan] for plan in finalists), x, count)
-        fastest = min(runs[plan].typical for plan in finalists)
-        if stage < 2:
-            finalists = [plan for plan in finalists if plan == chosen or runs[plan].typical <= limit * fastest]
-            runs = {plan: runs[plan] for plan in finalists}  # the others' weights need not stay in memory
-    best = min(finalists, key=lambda plan: runs[plan].typical)
+    for count, kept, limit in ((1, len(runs), 2.0), (3, 6, 1.3), (repeat, 3, 1.3), (repeat, 3, 1.3)):
+        bench.rounds(runs.values(), x, count)
+        fastest = sorted(runs, key=lambda plan: runs[plan].typical)
+        reach = limit * runs[fastest[0]].typical
+        finalists = {plan for plan in fastest[:kept] if runs[plan].typical <= reach} | {chosen}
+        runs = {plan: runs[plan] for plan in finalists}  # the others' weights need not stay in memory
+    best = min(runs, key=lambda plan: runs[plan].typical)
     return {
         "d_in": d_in,
         "rows": rows,
@@ -177,11 +179,10 @@ def measure(bench: Bench, repeat: int) -> Costs:
     for tokens, d_in, rows, plan in FITTED:
         (run,) = bench.prepare(tokens, d_in, rows, [plan]).values()
         runs.append((run, bench.generator.normal(size=(tokens, d_in))))
-    for number in range(repeat + 1):
+    for _ in range(repeat):
         for run, x in runs:
+            bench.call(run, x)
             run.times.append(bench.call(run, x))
-            if number == 0:
-                run.times.clear()
     nothing = Costs(transform=transform, upload=0.0, response=0.0, product=0.0, link_byte=bench.link_byte, call=0.0)
     features, spent = [], []
     for (run, _), (tokens, d_in, rows, plan) in zip(runs, FITTED, strict=True):
