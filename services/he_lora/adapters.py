@@ -11,6 +11,7 @@ from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.engines import EncodedWeights
 from tensorguard.errors import LeaseExpiredError, NotFoundError
 from tensorguard.evidence.workload import Workload
+from tensorguard.observability.metrics import HE_ADAPTER_MEMORY
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
 
 
@@ -28,11 +29,16 @@ class ServedAdapter:
     envelope: bytes = field(repr=False)
     """Manifest and signatures, as the host receives them."""
     basis: bytes = field(repr=False)
-    """Safetensors bytes of U."""
+    """Safetensors bytes of U; empty in full mode."""
     groups: Mapping[tuple[int, str], EncodedWeights] = field(repr=False)
     meter: TokenMeter
     workload: Workload
     """The attested identity that the key was released to."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of transformed weights."""
+        return sum(group.nbytes for group in self.groups.values())
 
     def group(self, layer: int, group: str) -> EncodedWeights:
         """Raises NotFoundError when the adapter has nothing for this group."""
@@ -70,6 +76,7 @@ class AdapterStore:
             if old is not None:
                 self._charged_before += old.meter.total
             self._adapters[adapter.name] = adapter
+            HE_ADAPTER_MEMORY.labels(adapter.name).set(adapter.nbytes)
 
     def get(self, name: str) -> ServedAdapter:
         """Raises NotFoundError for an unknown adapter and LeaseExpiredError for one whose lease is over."""
@@ -93,6 +100,7 @@ class AdapterStore:
             old = self._adapters.pop(name, None)
             if old is not None:
                 self._charged_before += old.meter.total
+                HE_ADAPTER_MEMORY.remove(name)
 
     def all(self) -> list[ServedAdapter]:
         """The adapters, by name."""

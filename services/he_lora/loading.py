@@ -113,5 +113,6 @@ def _encode(
         if time.perf_counter() - reported > _PROGRESS_SECONDS:
             reported = time.perf_counter()
             log.info("encoding", adapter=name, groups_done=done, groups=len(contents.groups))
-        groups[group.info.layer, group.info.group] = engine.encode(group.weights, parameters, group_plans(group.info))
+        plans = group_plans(group.info, parameters)
+        groups[group.info.layer, group.info.group] = engine.encode(group.weights, parameters, plans)
     return groups

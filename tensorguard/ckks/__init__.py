@@ -10,7 +10,8 @@ from tensorguard.ckks.evaluator import Evaluator, OperationCounters
 from tensorguard.ckks.host import HostSession
 from tensorguard.ckks.messages import EncryptedActivations, EvaluatedRows
 from tensorguard.ckks.parameters import DEFAULT_PARAMETER_SET, PARAMETER_SETS, ParameterSet, get_parameter_set
-from tensorguard.ckks.plan import Plan, compile_plans, select_plan
+from tensorguard.ckks.plan import Plan
+from tensorguard.ckks.planner import compile_plans, select_plan
 from tensorguard.ckks.privacy import total_variation
 from tensorguard.ckks.weights import EncodedGroup, GroupWeights
 

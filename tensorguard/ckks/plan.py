@@ -1,4 +1,4 @@
-"""Plans: how tokens, input channels and output rows share one polynomial, and which plan is cheapest.
+"""Plans: how tokens, input channels and output rows share one polynomial.
 
 Plan (T', d', r'): token t, channel i of a block at coefficient T'·i + t; weight row j, channel i at T'·(j·d'
 + d' - 1 - i); coefficient T'·(j·d' + d' - 1) + t of the product is the inner product of token t and row j.
@@ -8,7 +8,6 @@ Weights are polynomials in X^T', so their transforms hold only N / T' different 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tensorguard.ckks.parameters import ParameterSet
@@ -18,17 +17,11 @@ MAX_DEGREE = 8192
 MAX_OUTPUTS = 128
 """Wanted coefficients per response. More would let a malformed public key read the mask out."""
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64)
-MAX_ROWS = 4 * 128
+MAX_ROWS = 1 << 16
+"""Rows of a group. In full mode these are all outputs of a fused layer: 28,672 for gate and up of Llama-3-8B."""
 MAX_CHANNELS = 1 << 17
 
 _IDENTIFIER = re.compile(r"t([1-9]\d{0,3})\.c([1-9]\d{0,3})\.r([1-9]\d{0,2})")
-
-# Rounded microseconds on one core of an uploaded ciphertext, made, sent (48 KiB) and expanded again; of a response
-# ciphertext, made, sent (16 KiB) and decrypted; of one product with a weight polynomial. Only their ratios decide.
-# benchmarks/he_kernels.py measures them anew; reports/he_kernels.txt has uploads and products dearer than this.
-UPLOAD_COST = 100.0
-DOWNLOAD_COST = 75.0
-PRODUCT_COST = 2.0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,7 +37,7 @@ class Plan:
             raise InvalidInputError("a plan needs at least one token, channel and row")
         if self.tokens not in TOKEN_COUNTS:
             raise InvalidInputError(f"a plan's tokens are one of {TOKEN_COUNTS}")
-        if self.tokens * self.channels * self.rows > MAX_DEGREE:
+        if self.filled > MAX_DEGREE:
             raise InvalidInputError(f"plan {self.identifier} exceeds the ring degree {MAX_DEGREE}")
         if self.tokens * self.rows > MAX_OUTPUTS:
             raise InvalidInputError(f"plan {self.identifier} asks for more than {MAX_OUTPUTS} outputs per response")
@@ -62,11 +55,16 @@ class Plan:
         return cls(*map(int, match.groups()))
 
     def check(self, parameters: ParameterSet) -> None:
-        """Raises InvalidInputError if the plan does not fit into one polynomial of this parameter set."""
-        if self.tokens * self.channels * self.rows > parameters.degree:
+        """Raise InvalidInputError if the plan does not fit the ring: called wherever plans meet parameters."""
+        if self.filled > parameters.degree:
             raise InvalidInputError(
                 f"plan {self.identifier} exceeds the ring degree {parameters.degree} of {parameters.name}"
             )
+
+    @property
+    def filled(self) -> int:
+        """T'·d'·r': coefficients that tokens, channels and rows take up."""
+        return self.tokens * self.channels * self.rows
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,9 +72,8 @@ class Plan:
 
     @property
     def skip(self) -> tuple[int, int]:
-        """For the pruned inverse transform: log2 T', then the trailing zero bits of d', together 12 at most."""
-        kept = self.tokens.bit_length() - 1
-        return kept, min((self.channels & -self.channels).bit_length() - 1, 12 - kept)
+        """For the pruned inverse transform: log2 T', then the trailing zero bits of d'."""
+        return self.tokens.bit_length() - 1, (self.channels & -self.channels).bit_length() - 1
 
     def blocks(self, d_in: int) -> int:
         return -(-d_in // self.channels)
@@ -96,46 +93,16 @@ class Plan:
         return self.chunks(tokens) * self.row_groups(rows)
 
     def polynomials(self, d_in: int, rows: int) -> int:
-        """Weight polynomials of this plan; each is 4 N / T' bytes and prime in memory."""
+        """Weight polynomials of this plan, which are also the products of one chunk."""
         return self.blocks(d_in) * self.row_groups(rows)
 
-    def cost(self, tokens: int, d_in: int, rows: int) -> float:
-        """Modelled microseconds of one call, both sides."""
-        return (
-            UPLOAD_COST * self.uploads(tokens, d_in)
-            + DOWNLOAD_COST * self.downloads(tokens, rows)
-            + PRODUCT_COST * self.chunks(tokens) * self.polynomials(d_in, rows)
-        )
+    def weight_bytes(self, parameters: ParameterSet, d_in: int, rows: int) -> int:
+        """Memory of a group's transformed weights under this plan: uint32, N / T' values a polynomial and prime."""
+        per_polynomial = 4 * len(parameters.primes) * parameters.degree // self.tokens
+        return self.polynomials(d_in, rows) * per_polynomial
 
-
-def compile_plans(
-    parameters: ParameterSet, d_in: int, rows: int, token_counts: Sequence[int] = TOKEN_COUNTS
-) -> tuple[Plan, ...]:
-    """One plan for each of these numbers of tokens in flight: decode, small batches, prefill. Sorted, without
-    repeats.
-
-    Each plan needs about 12 bytes of memory per weight.
-    """
-    if not (1 <= d_in <= MAX_CHANNELS and 1 <= rows <= MAX_ROWS):
-        raise InvalidInputError(f"a group has 1 to {MAX_CHANNELS} channels and 1 to {MAX_ROWS} rows")
-    return tuple(sorted({_best(parameters.degree, tokens, d_in, rows) for tokens in token_counts}))
-
-
-def _best(degree: int, tokens: int, d_in: int, rows: int) -> Plan:
-    candidates = set()
-    for plan_rows in range(1, min(rows, MAX_OUTPUTS // tokens) + 1):
-        widest = min(degree // (tokens * plan_rows), d_in)
-        # Multiples of 32 let the inverse transform skip most of its work.
-        for channels in {widest, max(widest // 32 * 32, 1)}:
-            blocks = -(-d_in // channels)
-            rounded = (d_in + 32 * blocks - 1) // (32 * blocks) * 32
-            narrowest = rounded if tokens * rounded * plan_rows <= degree else channels
-            candidates.add(Plan(tokens, narrowest, -(-rows // -(-rows // plan_rows))))
-    return min(candidates, key=lambda plan: (plan.cost(tokens, d_in, rows), plan.channels % 32 != 0, plan))
-
-
-def select_plan(plans: Sequence[Plan], parameters: ParameterSet, tokens: int, d_in: int, rows: int) -> Plan:
-    """The cheapest of ``plans`` for this many tokens. Raises InvalidInputError if there is none."""
-    if not plans or tokens < 1:
-        raise InvalidInputError("need at least one plan and one token")
-    return min(plans, key=lambda plan: (plan.cost(tokens, d_in, rows), plan))
+    def chunk_bytes(self, parameters: ParameterSet, d_in: int, rows: int) -> int:
+        """Residue bytes of one chunk's request or response, whichever is larger: what a frame must hold at least."""
+        up = self.blocks(d_in) * len(parameters.primes) * parameters.degree
+        down = self.row_groups(rows) * parameters.degree + self.tokens * rows
+        return 4 * max(up, down)

@@ -22,6 +22,7 @@ COMMANDS = {
     "pack": ("tensorguard.cli.pack", "seal a PEFT adapter into a .tssp package"),
     "inspect": ("tensorguard.cli.inspect", "show what a package says about itself; needs no key"),
     "verify": ("tensorguard.cli.verify", "check a package's signatures, hashes and contract"),
+    "plan": ("tensorguard.cli.plan", "explain how a matrix or an adapter is cut into polynomials, and its memory"),
     "keys": ("tensorguard.cli.keys", "make keys that sign packages"),
     "audit": ("tensorguard.cli.audit", "check an attestor's audit log"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from tensorguard.ckks.parameters import PARAMETER_SETS
+from tensorguard.cli.sizes import parse_bytes
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import PermissionDeniedError
 from tensorguard.package.contract import DEFAULT_PRIVACY_BOUND_LOG2
@@ -17,6 +19,14 @@ from tensorguard.package.manifest import ReleasePolicy
 from tensorguard.package.publishers import DEFAULT_ATTESTOR_STATE, remember_publisher
 from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import DEFAULT_TOKEN_BUDGET, pack_adapter
+
+
+class PackMode(str, Enum):
+    """What the inference host may learn (docs/protocol.md)."""
+
+    factored = "factored"
+    full = "full"
+
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,6 +46,13 @@ def pack(
     parameter_set: Annotated[
         str | None,
         typer.Option(help=f"One of {', '.join(sorted(PARAMETER_SETS))}; default: the first that is exact enough."),
+    ] = None,
+    mode: Annotated[
+        PackMode, typer.Option(help="factored: the host gets U and z; full: deltas alone, at d_out / r times the cost.")
+    ] = PackMode.factored,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(help="Most memory of the coprocessor for this adapter, such as 800M or 1G (powers of 1024)."),
     ] = None,
     token_budget: Annotated[
         int, typer.Option(min=1, help="Tokens that this version may serve in all.")
@@ -77,6 +94,8 @@ def pack(
             signing_keys=keys,
             key_registrar=registry.register,
             parameter_set=parameter_set,
+            mode=mode.value,
+            memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
             token_budget=token_budget,
             life_seconds=expires_days * 24 * 3600,
             privacy_bound_log2=privacy_bound,
@@ -87,7 +106,7 @@ def pack(
     contract = verified.manifest.moai
     typer.echo(
         f"{output}: {tenant}/{package_id} sequence {sequence}, {len(contract.groups)} groups, "
-        f"{contract.parameter_set}, statistical distance 2^{contract.total_variation_log2}\n"
+        f"{contract.mode} mode, {contract.parameter_set}, statistical distance 2^{contract.total_variation_log2}\n"
         f"manifest {verified.digest}"
     )
 

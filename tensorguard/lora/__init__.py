@@ -5,15 +5,16 @@ The algebra is described in docs/protocol.md; nothing here knows about encryptio
 
 from tensorguard.lora.adapter import LoraAdapter, LoraModule
 from tensorguard.lora.factorisation import FactoredProjection, factor
-from tensorguard.lora.groups import GROUPS, FactoredGroup, ProjectionInfo, build_group, build_groups
+from tensorguard.lora.groups import GROUPS, Mode, ProjectionInfo, RoundedGroup, build_group, build_groups
 
 __all__ = [
     "GROUPS",
-    "FactoredGroup",
     "FactoredProjection",
     "LoraAdapter",
     "LoraModule",
+    "Mode",
     "ProjectionInfo",
+    "RoundedGroup",
     "build_group",
     "build_groups",
     "factor",

@@ -107,7 +107,7 @@ class LoraAdapter:
         UnsupportedAdapterError when a shape or layer number does not fit the model.
         """
         count = _positive(config, "num_hidden_layers")
-        shapes = _projection_shapes(config)
+        shapes = projection_shapes(config)
         for (layer, projection), module in sorted(self.modules.items()):
             if layer >= count:
                 raise UnsupportedAdapterError(f"the adapter has layer {layer}; the base model has {count} layers")
@@ -178,7 +178,8 @@ def _check_complete(modules: Mapping[ModuleKey, LoraModule], config: AdapterConf
             )
 
 
-def _projection_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+def projection_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """(d_out, d_in) of every projection, from a base model's `config.json`. Raises UnsupportedAdapterError."""
     hidden = _positive(config, "hidden_size")
     inner = _positive(config, "intermediate_size")
     heads = _positive(config, "num_attention_heads")

@@ -34,6 +34,16 @@ class FactoredProjection:
         """Rows of A'."""
         return int(self.weights.shape[0])
 
+    @property
+    def d_in(self) -> int:
+        """Input channels."""
+        return int(self.weights.shape[1])
+
+    @property
+    def d_out(self) -> int:
+        """Output channels."""
+        return int(self.u.shape[0])
+
 
 def factor(module: LoraModule, random_bytes: RandomBytes = os.urandom) -> FactoredProjection:
     """Factor one module. Draw once per adapter version and projection, never twice.

@@ -31,6 +31,9 @@ HE_OPERATIONS: Mapping[str, Counter] = MappingProxyType(
         ),
     }
 )
+HE_ADAPTER_MEMORY = Gauge(
+    "he_adapter_memory_bytes", "Transformed weights held for an adapter; all its sessions share them", ["adapter"]
+)
 HE_BYTES = Counter("he_bytes", "Bytes of evaluation frames, wherever their arrays lie", ["direction"])
 HE_FRAMES = Counter("he_frames", "Evaluation requests by transport (inline, shared_memory)", ["transport"])
 HE_POOL_LEVEL = Gauge("he_pool_level", "Encryptions of zero that are ready, over all pools of a side", ["side"])

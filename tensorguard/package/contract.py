@@ -12,10 +12,11 @@ import numpy as np
 
 from tensorguard.ckks.parameters import ParameterSet, get_parameter_set
 from tensorguard.ckks.plan import Plan
+from tensorguard.ckks.planner import MAX_CHUNK_BYTES
 from tensorguard.ckks.privacy import total_variation
 from tensorguard.ckks.weights import GroupWeights
 from tensorguard.errors import ConfigurationError, InvalidInputError, PackageError, PrivacyBoundError
-from tensorguard.lora.groups import ERROR_BOUND
+from tensorguard.lora.groups import ERROR_BOUND, scale_rank
 from tensorguard.package.manifest import Group, Manifest
 
 DEFAULT_PRIVACY_BOUND_LOG2 = -20
@@ -52,12 +53,8 @@ def check_contract(manifest: Manifest, privacy_bound_log2: int = DEFAULT_PRIVACY
     except ConfigurationError as error:
         raise PackageError(f"the package cannot be evaluated here: {error}") from None
     for group in contract.groups:
-        try:
-            for plan in group_plans(group):
-                plan.check(parameters)
-        except InvalidInputError as error:
-            raise PackageError(f"layer {group.layer} {group.group}: {error}") from None
-        largest_rank = max(projection.rank for projection in group.projections)
+        group_plans(group, parameters)
+        largest_rank = scale_rank(contract.mode, max(projection.rank for projection in group.projections))
         if group.norm_bound != parameters.norm_bound(group.d_in, largest_rank):
             raise PackageError(f"layer {group.layer} {group.group}: norm_bound is not that of {parameters.name}")
         if group.error_bound > ERROR_BOUND:
@@ -66,12 +63,17 @@ def check_contract(manifest: Manifest, privacy_bound_log2: int = DEFAULT_PRIVACY
     return parameters
 
 
-def group_plans(group: Group) -> tuple[Plan, ...]:
+def group_plans(group: Group, parameters: ParameterSet) -> tuple[Plan, ...]:
     """The plans compiled into a group. Raises PackageError when one is outside the bounds of the protocol."""
     try:
-        return tuple(Plan.parse(identifier) for identifier in group.plans)
+        plans = tuple(Plan.parse(identifier) for identifier in group.plans)
+        for plan in plans:
+            plan.check(parameters)
+            if plan.chunk_bytes(parameters, group.d_in, group.rows) > MAX_CHUNK_BYTES:
+                raise InvalidInputError(f"one call of plan {plan.identifier} does not fit a frame")
     except InvalidInputError as error:
         raise PackageError(f"layer {group.layer} {group.group}: {error}") from None
+    return plans
 
 
 def check_weights(
@@ -93,7 +95,7 @@ def check_weights(
                 raise PackageError(f"layer {group.layer} {projection.name}: weights exceed their norm bound")
     found = package_total_variation(
         parameters,
-        ((member, group_plans(group)) for group, member in zip(manifest.moai.groups, weights, strict=True)),
+        ((member, group_plans(group, parameters)) for group, member in zip(manifest.moai.groups, weights, strict=True)),
         manifest.token_budget,
     )
     contract = manifest.moai

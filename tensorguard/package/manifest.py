@@ -22,11 +22,14 @@ from pydantic import (
 
 from tensorguard.crypto import canonical
 from tensorguard.errors import InvalidInputError, PackageError
-from tensorguard.lora.groups import GROUPS, MAX_SCALE_EXPONENT
+from tensorguard.lora.groups import GROUPS, MAX_SCALE_EXPONENT, Mode
 from tensorguard.package.names import MAX_SEQUENCE, NAME_PATTERN
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_PART_BYTES = 16 * 1024**3
+MAX_RANK = 128
+MAX_ROWS = 2**16
+"""Of a group: `tensorguard.ckks.plan.MAX_ROWS`, which is not imported here, since a compiler would come with it."""
 PAYLOAD_TYPE = "application/vnd.tensafe.tssp.manifest.v1+json"
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -70,19 +73,19 @@ class BaseModelReference(_Strict):
 class PeftSummary(_Strict):
     """The adapter's configuration, for people."""
 
-    r: Annotated[int, Field(ge=1, le=128)]
+    r: Annotated[int, Field(ge=1, le=MAX_RANK)]
     alpha: Decimal
     use_rslora: bool
     target_modules: Annotated[tuple[Label, ...], Field(min_length=1, max_length=64)]
 
 
 class Projection(_Strict):
-    """Rows of one projection in its group; A' = integers * 2**-scale_exponent."""
+    """Rows of one projection in its group; A' = integers * 2**-scale_exponent. In full mode the rank is d_out."""
 
     name: Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    rank: Annotated[int, Field(ge=1, le=128)]
+    rank: Annotated[int, Field(ge=1, le=MAX_ROWS)]
     d_out: Annotated[int, Field(ge=1, le=2**20)]
-    row_offset: Annotated[int, Field(ge=0, le=512)]
+    row_offset: Annotated[int, Field(ge=0, le=MAX_ROWS)]
     scale_exponent: Annotated[int, Field(ge=-MAX_SCALE_EXPONENT, le=MAX_SCALE_EXPONENT)]
 
 
@@ -126,6 +129,8 @@ class Group(_Strict):
             if projection.row_offset != offset:
                 raise ValueError(f"{projection.name} must begin at row {offset}")
             offset += projection.rank
+        if offset > MAX_ROWS:
+            raise ValueError(f"a group has at most {MAX_ROWS} rows")
         if len(set(self.plans)) != len(self.plans):
             raise ValueError("a plan occurs twice")
         return self
@@ -135,7 +140,8 @@ class MoaiContract(_Strict):
     """What the evaluation may use: no rotation, no evaluation key, only these groups under these plans."""
 
     parameter_set: Name
-    mode: Literal["factored"]
+    mode: Mode
+    """Whether the host gets a basis U for each projection, or (full) nothing but deltas."""
     rotations: Literal[0]
     evaluation_keys: Literal[0]
     groups: Annotated[tuple[Group, ...], Field(min_length=1, max_length=4096)]
@@ -150,6 +156,11 @@ class MoaiContract(_Strict):
         keys = [(group.layer, order.index(group.group)) for group in self.groups]
         if keys != sorted(set(keys)):
             raise ValueError("groups must be in order of layer and kind, each once")
+        for projection in (projection for group in self.groups for projection in group.projections):
+            if self.mode == "full" and projection.rank != projection.d_out:
+                raise ValueError(f"in full mode the rank of {projection.name} is its d_out")
+            if self.mode == "factored" and projection.rank > MAX_RANK:
+                raise ValueError(f"in factored mode a projection has at most rank {MAX_RANK}")
         return self
 
 
@@ -181,14 +192,14 @@ class Manifest(_Strict):
     base_model: BaseModelReference
     peft: PeftSummary
     moai: MoaiContract
-    parts: Annotated[tuple[Part, ...], Field(min_length=2, max_length=2)]
+    parts: Annotated[tuple[Part, ...], Field(min_length=1, max_length=2)]
 
     @model_validator(mode="after")
     def _parts_are_contiguous(self) -> Manifest:
         if self.expires <= self.created:
             raise ValueError("the package expires before it was created")
-        if [part.role for part in self.parts] != ["weights", "basis"]:
-            raise ValueError("a package has a weights part and then a basis part")
+        if [part.role for part in self.parts] != ["weights", "basis"][: 1 if self.moai.mode == "full" else 2]:
+            raise ValueError("a package has a weights part and then, unless its mode is full, a basis part")
         if len({part.name for part in self.parts}) != len(self.parts):
             raise ValueError("two parts have the same name")
         offset = 0

@@ -1,7 +1,7 @@
 """The plaintext of a package's parts, both safetensors.
 
 weights: for each group "layer.<n>.<group>", its stacked integers [rows, d_in] in one integer type for the
-package. basis: for each projection "layer.<n>.<projection>", U as float32 [d_out, rank].
+package. basis, in factored mode only: for each projection "layer.<n>.<projection>", U as float32 [d_out, rank].
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from tensorguard.crypto import canonical
 from tensorguard.errors import PackageError
 from tensorguard.lora.adapter import Float32Array, ModuleKey
-from tensorguard.lora.groups import FactoredGroup, Int32Array
+from tensorguard.lora.groups import Int32Array, RoundedGroup
 from tensorguard.package.manifest import Manifest, Part
 
 _INTEGER_TYPES = {"I8": "<i1", "I16": "<i2", "I32": "<i4"}
@@ -42,7 +42,7 @@ def context_of(manifest: Manifest, part: Part) -> bytes:
     return part_context(manifest.tenant, manifest.package_id, manifest.sequence, manifest.key_id, part.name, part.role)
 
 
-def encode_weights(groups: Sequence[FactoredGroup]) -> bytes:
+def encode_weights(groups: Sequence[RoundedGroup]) -> bytes:
     """The weights part. The smallest integer type that holds every value is used for all of them."""
     largest = max(int(np.abs(group.integers).max()) for group in groups)
     kind = next(kind for kind in (np.int8, np.int16, np.int32) if largest <= np.iinfo(kind).max)
@@ -50,7 +50,7 @@ def encode_weights(groups: Sequence[FactoredGroup]) -> bytes:
     return data
 
 
-def encode_basis(groups: Sequence[FactoredGroup]) -> bytes:
+def encode_basis(groups: Sequence[RoundedGroup]) -> bytes:
     """The basis part."""
     data: bytes = save(
         {f"layer.{group.layer}.{name}": np.ascontiguousarray(u) for group in groups for name, u in group.u.items()}
@@ -75,11 +75,15 @@ def decode_weights(manifest: Manifest, data: bytes) -> tuple[Int32Array, ...]:
 
 
 def decode_basis(manifest: Manifest, data: bytes) -> Mapping[ModuleKey, Float32Array]:
-    """U of each projection, float32 [d_out, rank], by (layer, projection).
+    """U of each projection, float32 [d_out, rank], by (layer, projection). In full mode both sides are empty.
 
     Raises PackageError when names, types or shapes are not exactly those the manifest announces, or a value
     is not finite.
     """
+    if manifest.moai.mode == "full":
+        if data:
+            raise PackageError("a package in full mode has no basis, yet one was given")
+        return {}
     expected = {
         f"layer.{group.layer}.{projection.name}": ((group.layer, projection.name), projection)
         for group in manifest.moai.groups

@@ -45,7 +45,7 @@ class AdapterContents:
 
     groups: tuple[GroupContents, ...]
     u: bytes = field(repr=False)
-    """The basis part as safetensors, for the attested inference host (`parts.decode_basis`)."""
+    """The basis part as safetensors, for the attested inference host (`parts.decode_basis`). Empty in full mode."""
 
 
 def open_manifest(path: Path | str, verify_keys: VerifyingKeys | Sequence[VerifyingKeys]) -> VerifiedManifest:
@@ -96,7 +96,8 @@ def read_adapter(
         _seek_parts(stream, verified)
         plain = {part.role: _decrypt(content_key, manifest, part, _read_part(stream, part)) for part in manifest.parts}
     integers = decode_weights(manifest, plain["weights"])
-    decode_basis(manifest, plain["basis"])
+    basis = plain.get("basis", b"")
+    decode_basis(manifest, basis)
     try:
         weights = tuple(
             GroupWeights(values, group.scale_exponents, group.norm_bound)
@@ -107,7 +108,7 @@ def read_adapter(
     check_weights(manifest, parameters, weights, privacy_bound_log2)
     return AdapterContents(
         groups=tuple(GroupContents(group, member) for group, member in zip(manifest.moai.groups, weights, strict=True)),
-        u=plain["basis"],
+        u=basis,
     )
 
 

@@ -18,13 +18,14 @@ from tensorguard.ckks.parameters import (
     ParameterSet,
     get_parameter_set,
 )
-from tensorguard.ckks.plan import Plan, compile_plans
+from tensorguard.ckks.plan import Plan
+from tensorguard.ckks.planner import compile_plans, share_memory
 from tensorguard.ckks.weights import GroupWeights
 from tensorguard.crypto.aead import KEY_BYTES, seal_part
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import ConfigurationError, InvalidInputError
 from tensorguard.lora.adapter import LoraAdapter
-from tensorguard.lora.groups import ERROR_BOUND, FactoredGroup, build_groups
+from tensorguard.lora.groups import ERROR_BOUND, Mode, RoundedGroup, build_groups
 from tensorguard.models.identity import base_model_identity
 from tensorguard.package.base_model import reference
 from tensorguard.package.contract import (
@@ -85,6 +86,8 @@ def pack_adapter(
     signing_keys: SigningKeys,
     key_registrar: KeyRegistrar,
     parameter_set: str | None = None,
+    mode: Mode = "factored",
+    memory_limit: int | None = None,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     life_seconds: int = DEFAULT_LIFE_SECONDS,
     privacy_bound_log2: int = DEFAULT_PRIVACY_BOUND_LOG2,
@@ -93,13 +96,15 @@ def pack_adapter(
 ) -> VerifiedManifest:
     """Seal a PEFT adapter into a new file `output`.
 
-    Without `parameter_set`, weight bits rise from 12 until the error bound holds. The content key is drawn
+    Without `parameter_set`, weight bits rise from 12 until the error bound holds. `mode` "full" seals s*B*A whole: no
+    basis, d_out / r times the cost. `memory_limit`: bytes of transformed weights that the coprocessor may hold for
+    this adapter; fewer plans are compiled into the package until they fit. The content key is drawn
     here, given to `key_registrar` and forgotten. The file appears under its name only after the key is
     registered.
 
     Raises UnsupportedAdapterError, MissingWeightsError (adapter), ConfigurationError (options, base model,
-    file exists), PrivacyBoundError (no parameter set keeps the error bound, or the token budget is too high
-    for the privacy bound), and whatever `key_registrar` raises.
+    file exists), InvalidInputError (no plans fit the memory limit), PrivacyBoundError (no parameter set keeps
+    the error bound, or the token budget is too high for the privacy bound), and whatever `key_registrar` raises.
     """
     output = Path(output)
     check_name(tenant, "tenant")
@@ -117,10 +122,12 @@ def pack_adapter(
     identity = base_model_identity(base_model_dir)
     report("reading", 1, 1)
     chosen, groups = build_groups(
-        adapter.modules, _candidates(parameter_set), lambda done, total: report("factoring", done, total)
+        adapter.modules, _candidates(parameter_set), lambda done, total: report("factoring", done, total), mode=mode
     )
     parameters = cast(ParameterSet, chosen)
-    plans = [compile_plans(parameters, group.d_in, group.rows) for group in groups]
+    shapes = [(group.d_in, group.rows) for group in groups]
+    limits = share_memory(parameters, shapes, memory_limit)
+    plans = [compile_plans(parameters, *shape, memory_limit=limit) for shape, limit in zip(shapes, limits, strict=True)]
     distance = package_total_variation(
         parameters,
         ((_weights(group), group_plans) for group, group_plans in zip(groups, plans, strict=True)),
@@ -131,10 +138,9 @@ def pack_adapter(
     report("sealing", 0, 1)
     content_key = os.urandom(KEY_BYTES)
     created = int(time.time())
-    sealed: list[tuple[Literal["weights", "basis"], bytes]] = [
-        ("weights", encode_weights(groups)),
-        ("basis", encode_basis(groups)),
-    ]
+    sealed: list[tuple[Literal["weights", "basis"], bytes]] = [("weights", encode_weights(groups))]
+    if mode == "factored":
+        sealed.append(("basis", encode_basis(groups)))
     parts, data, offset = [], [], 0
     for role, plaintext in sealed:
         context = part_context(tenant, package_id, sequence, key_id(content_key), role, role)
@@ -162,7 +168,7 @@ def pack_adapter(
         ),
         moai=MoaiContract(
             parameter_set=parameters.name,
-            mode="factored",
+            mode=mode,
             rotations=0,
             evaluation_keys=0,
             groups=tuple(_describe(group, members) for group, members in zip(groups, plans, strict=True)),
@@ -197,12 +203,12 @@ def _candidates(name: str | None) -> list[ParameterSet]:
     return sorted(wide_enough, key=lambda member: member.weight_bits)
 
 
-def _weights(group: FactoredGroup) -> GroupWeights:
+def _weights(group: RoundedGroup) -> GroupWeights:
     exponents = tuple(exponent for info in group.projections for exponent in (info.scale_exponent,) * info.rank)
     return GroupWeights(group.integers, exponents, group.norm_bound)
 
 
-def _describe(group: FactoredGroup, plans: tuple[Plan, ...]) -> Group:
+def _describe(group: RoundedGroup, plans: tuple[Plan, ...]) -> Group:
     # The bound that was checked is published, not the error found: that would tell about the weights.
     return Group.model_validate(
         {

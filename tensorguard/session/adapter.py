@@ -1,4 +1,4 @@
-"""What a host has of an attached adapter: the public manifest and the output bases U, both checked."""
+"""What a host has of an attached adapter: the public manifest and, unless its mode is full, the bases U, checked."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AttachedAdapter:
     manifest: Manifest
     """The verified manifest (public)."""
     basis: Basis
-    """(layer, projection) -> U, float32 [d_out, rank]."""
+    """(layer, projection) -> U, float32 [d_out, rank]; empty in full mode, where z is the delta."""
     groups: Mapping[tuple[int, str], GroupShape]
 
     def shape(self, layer: int, group: str) -> GroupShape:
@@ -89,7 +89,7 @@ def open_adapter(
             d_in=group.d_in,
             rows=group.rows,
             norm_bound=group.norm_bound,
-            plans=group_plans(group),
+            plans=group_plans(group, handshake.parameters),
             row_scales=np.exp2(-np.asarray(group.scale_exponents, np.float64)),
         )
         for group in manifest.moai.groups

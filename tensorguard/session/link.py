@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tensorguard.ckks.host import HostSession
 from tensorguard.ckks.messages import EncryptedActivations
-from tensorguard.ckks.plan import select_plan
+from tensorguard.ckks.planner import select_plan
 from tensorguard.errors import InvalidInputError
 from tensorguard.session import frames
 from tensorguard.session.adapter import GroupShape
@@ -63,8 +63,8 @@ class Link:
         parameters = self.handshake.parameters
         spare = int(options.checked)  # rows that a frame has beside those of x
         plan = select_plan(shape.plans, parameters, len(x) + spare, shape.d_in, shape.rows)
-        bytes_per_chunk = plan.blocks(shape.d_in) * parameters.degree * 4 * len(parameters.primes)
-        step = max(1, max(1, options.frame_bytes // bytes_per_chunk) * plan.tokens - spare)
+        chunk_bytes = plan.chunk_bytes(parameters, shape.d_in, shape.rows)
+        step = max(1, max(1, options.frame_bytes // chunk_bytes) * plan.tokens - spare)
         key = self.keys.key_for((adapter, shape.layer, shape.group), len(x) + spare * -(-len(x) // step))
         if len(x) > step and not np.isfinite(x).all():
             raise InvalidInputError("activations contain NaN or infinity")

@@ -187,3 +187,13 @@ def test_deltas_are_added_in_float32(index: slice | torch.Tensor) -> None:
     changed[index] = True
     assert (out[changed] == 1.0078125).all()
     assert (out[~changed] == 1.0).all()
+
+
+def test_full_mode_adds_the_deltas_themselves() -> None:
+    output, z = torch.ones(3, D_OUT), torch.randn(2, 6)
+    projections = (ProjectionBasis(slice(0, 4), slice(0, 4), None), ProjectionBasis(slice(4, 6), slice(8, 10), None))
+    add_delta(output, torch.tensor([0, 2]), z, projections)
+    expected = torch.ones(3, D_OUT)
+    expected[[0, 2], :4] += z[:, :4]
+    expected[[0, 2], 8:] += z[:, 4:]
+    torch.testing.assert_close(output, expected)

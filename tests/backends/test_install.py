@@ -77,6 +77,20 @@ def test_only_the_adapters_layers_are_hooked() -> None:
     assert method.original == "original"
 
 
+def test_full_mode_has_no_basis_and_must_fit_the_outputs() -> None:
+    root = model()
+    q, v = AttachedProjection("q_proj", 0, D, None), AttachedProjection("v_proj", D, KV, None)
+    assert install(root, AttachedGroup(0, "qkv", D, (q, v))) == 1
+    installed = root.model.layers[0].self_attn.qkv_proj.quant_method.bases["a"]
+    assert [(p.inputs, p.outputs, p.basis) for p in installed] == [
+        (slice(0, D), slice(0, D), None),
+        (slice(D, D + KV), slice(D + KV, D + 2 * KV), None),
+    ]
+    for rank in (1, D - 1, D + 1):
+        with pytest.raises(BaseModelMismatchError, match="q_proj"):
+            install(model(), AttachedGroup(0, "qkv", D, (AttachedProjection("q_proj", 0, rank, None),)))
+
+
 def test_two_adapters_share_a_hook() -> None:
     root = model()
     first = Attachment("a", (group(0, "o", D, ("o_proj", 2, D)),), source=None)  # type: ignore[arg-type]

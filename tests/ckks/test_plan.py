@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorguard.ckks import Plan, compile_plans, get_parameter_set, select_plan
+from tensorguard.ckks import EncodedGroup, GroupWeights, Plan, get_parameter_set
 from tensorguard.ckks.plan import TOKEN_COUNTS
 from tensorguard.errors import InvalidInputError
 from tests.ckks import reference
@@ -84,21 +84,10 @@ def test_wanted_coefficients_are_exactly_the_inner_products(drawn: tuple[int, Pl
             assert reference.centre(product[reference.wanted(plan, token, row)], modulus) == expected
 
 
-@given(st.integers(1, 20000), st.integers(1, 256))
-@settings(max_examples=30, deadline=None)
-def test_compiled_plans_cover_every_batch_size(d_in: int, rows: int) -> None:
-    compiled = compile_plans(PARAMETERS, d_in, rows)
-    assert {plan.tokens for plan in compiled} == set(TOKEN_COUNTS)
-    costs = {
-        tokens: select_plan(compiled, PARAMETERS, tokens, d_in, rows).cost(tokens, d_in, rows) for tokens in (1, 8, 64)
-    }
-    assert costs[1] <= costs[8] <= costs[64] <= 64 * costs[1]
-
-
-def test_decode_shares_a_polynomial_between_rows_and_prefill_between_tokens() -> None:
-    compiled = compile_plans(PARAMETERS, 576, 48)
-    assert select_plan(compiled, PARAMETERS, 1, 576, 48).rows > 1
-    assert select_plan(compiled, PARAMETERS, 256, 576, 48).tokens >= 16
+def test_weights_are_not_encoded_for_a_plan_larger_than_the_ring() -> None:
+    weights = GroupWeights(np.ones((1, 1), np.int32), (0,), 1.0)
+    with pytest.raises(InvalidInputError, match="exceeds the ring degree 4096"):
+        EncodedGroup(weights, PARAMETERS, [Plan(1, 4097, 1)])
 
 
 def test_the_stage_that_joins_two_halves_is_never_pruned() -> None:
@@ -108,10 +97,12 @@ def test_the_stage_that_joins_two_halves_is_never_pruned() -> None:
     assert Plan(2, 96, 8).skip == (1, 5)
 
 
-def test_nothing_to_plan_is_refused() -> None:
-    with pytest.raises(InvalidInputError):
-        select_plan([], PARAMETERS, 1, 576, 48)
-    with pytest.raises(InvalidInputError):
-        compile_plans(PARAMETERS, 0, 48)
-    with pytest.raises(InvalidInputError):
-        compile_plans(PARAMETERS, 576, 0)
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(RINGS), plans(4096), st.integers(1, 300), st.integers(1, 40))
+def test_weight_bytes_are_those_of_the_arrays(name: str, plan: Plan, d_in: int, rows: int) -> None:
+    """And a plan given twice is stored once."""
+    parameters = get_parameter_set(name)
+    weights = GroupWeights(np.ones((rows, d_in), np.int32), (0,) * rows, 1e6)
+    group = EncodedGroup(weights, parameters, [plan, plan, Plan(*plan.shape)])
+    assert group.nbytes == plan.weight_bytes(parameters, d_in, rows)
+    assert group.encoded(plan).dtype == np.uint32

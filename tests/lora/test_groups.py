@@ -14,12 +14,12 @@ from tensorguard.lora.groups import (
     ERROR_BOUND,
     build_group,
     build_groups,
-    factor_group,
     group_keys,
     relative_encryption_error,
     relative_rounding_error,
     round_group,
     round_weights,
+    split_group,
 )
 from tests.lora.test_factorisation import module, product
 
@@ -139,9 +139,9 @@ def test_packing_refuses_when_no_set_is_exact_enough() -> None:
 
 def test_encryption_counts_in_the_bound() -> None:
     """A small rank beside a large one has less of the ring's room, so encryption errs more there."""
-    alone = round_group(0, "o", factor_group(0, "o", {(0, "o_proj"): module(4096, 64, 4)}), SETS[2])
+    alone = round_group(0, "o", split_group(0, "o", {(0, "o_proj"): module(4096, 64, 4)}), SETS[2])
     beside = {(0, "gate_proj"): module(4096, 64, 4), (0, "up_proj"): module(4096, 128, 128, 1)}
-    group = round_group(0, "gate_up", factor_group(0, "gate_up", beside), SETS[2])
+    group = round_group(0, "gate_up", split_group(0, "gate_up", beside), SETS[2])
     small = relative_encryption_error(group.integers[:4], SETS[2].noise(group.norm_bound))
     large = relative_encryption_error(alone.integers, SETS[2].noise(alone.norm_bound))
     # sqrt(128 / 4), up to how full the scales of the two are.
@@ -167,3 +167,30 @@ def test_random_inputs_err_far_less_than_the_worst_one() -> None:
     x = np.random.default_rng(5).normal(size=(576, 500))
     errors = np.linalg.norm((rows - a) @ x, axis=0) / np.linalg.norm(x, axis=0)
     assert errors.max() <= 2.0**-12 * np.linalg.norm(a) / np.sqrt(576)
+
+
+def test_full_mode_stacks_whole_products() -> None:
+    modules = qkv(ranks=(4, 2, 4))
+    group = build_group(0, "qkv", modules, PARAMETERS, mode="full")
+    assert [(info.name, info.rank, info.d_out, info.row_offset) for info in group.projections] == [
+        ("q_proj", 32, 32, 0),
+        ("k_proj", 32, 32, 32),
+        ("v_proj", 32, 32, 64),
+    ]
+    assert not group.u and group.norm_bound == PARAMETERS.norm_bound(64, 16)
+    for info in group.projections:
+        rows = group.integers[info.row_offset : info.row_offset + info.rank] * 2.0**-info.scale_exponent
+        expected = product(modules[0, info.name])
+        assert np.linalg.norm(rows - expected, 2) <= ERROR_BOUND * np.linalg.norm(expected) / np.sqrt(64)
+
+
+def test_full_mode_keeps_a_long_row_within_the_groups_bound() -> None:
+    long = module(64, 200, 2)
+    long.B[7] *= 1000.0
+    group = build_group(0, "o", {(0, "o_proj"): long}, SETS[-1], mode="full")
+    norms = np.linalg.norm(group.integers.astype(np.float64), axis=1)
+    assert norms.max() == norms[7] and group.norm_bound / 2 < norms[7] <= group.norm_bound
+    (info,) = group.projections
+    # Without the bound on rows the scale would be larger: the Frobenius norm leaves room.
+    _, free = round_weights(product(long), SETS[-1].norm_bound(64, 200))
+    assert info.scale_exponent < free

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -97,9 +97,10 @@ def running_world(
     lease_seconds: int = 300,
     tokens_per_grant: int = 65_536,
     tokens_per_release: int = 100_000_000,
+    mode: Literal["factored", "full"] = "factored",
     **settings: Any,
 ) -> Iterator[World]:
-    """`settings` go to the coprocessor."""
+    """The adapter is packed in `mode`; `settings` go to the coprocessor."""
     state = initialise_development_state(
         folder / "state",
         TENANT,
@@ -121,6 +122,7 @@ def running_world(
         sequence=1,
         signing_keys=publisher,
         key_registrar=PackageKeyRegistry(state.state_dir).register,
+        mode=mode,
     )
     with running_attestor(state) as attestor:
         given: dict[str, Any] = {

@@ -161,14 +161,15 @@ def check_adapter(adapter: AttachedAdapter, connection: AdapterConnection, model
 
 
 def groups_of(adapter: AttachedAdapter) -> tuple[AttachedGroup, ...]:
-    """The manifest's groups with their bases."""
+    """The manifest's groups with their bases; full mode has none."""
+    full = adapter.manifest.moai.mode == "full"
     return tuple(
         AttachedGroup(
             layer=group.layer,
             group=group.group,
             d_in=group.d_in,
             projections=tuple(
-                AttachedProjection(p.name, p.row_offset, p.rank, adapter.basis[group.layer, p.name])
+                AttachedProjection(p.name, p.row_offset, p.rank, None if full else adapter.basis[group.layer, p.name])
                 for p in group.projections
             ),
         )

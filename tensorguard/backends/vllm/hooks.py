@@ -2,8 +2,8 @@
 
 `HookedLinearMethod` replaces a fused linear layer's `quant_method`. Its `apply` gathers the rows of adapted
 requests and starts the remote product, runs the layer's own product while the coprocessor works, then waits
-and adds delta = z @ U^T to those rows alone. Layers outside the attached adapters' groups are not touched,
-and passes that vLLM runs for itself (profiling) have no adapted rows.
+and adds delta = z @ U^T (in full mode: z) to those rows alone. Layers outside the attached adapters' groups are
+not touched, and passes that vLLM runs for itself (profiling) have no adapted rows.
 
 When a delta cannot be had, all requests of that adapter in the forward pass are marked as failed and the
 adapter is left out of the rest of the pass. What the pass computes for them is wrong from there on, so
@@ -48,12 +48,12 @@ class DeltaSource(Protocol):
 @dataclass(frozen=True, slots=True)
 class ProjectionBasis:
     """Where one projection's part of z goes: columns `outputs` of the fused output get z[:, inputs] @
-    basis."""
+    basis, or in full mode z[:, inputs] itself."""
 
     inputs: slice
     outputs: slice
-    basis: torch.Tensor
-    """U^T, float32 [rank, d_out], on the layer's device."""
+    basis: torch.Tensor | None
+    """U^T, float32 [rank, d_out], on the layer's device; None in full mode."""
 
 
 @dataclass(slots=True)
@@ -188,12 +188,15 @@ class HookedLinearMethod(LinearMethodBase):
 def add_delta(
     output: torch.Tensor, index: slice | torch.Tensor, z: torch.Tensor, projections: Iterable[ProjectionBasis]
 ) -> None:
-    """output[index, p.outputs] += z[:, p.inputs] @ p.basis, in float32 whatever the output's dtype.
+    """output[index, p.outputs] += z[:, p.inputs] @ p.basis, in full mode without basis, in float32 whatever the
+    output's dtype.
 
     output: [tokens, d_out]; z: float32 [T, rows] with T the number of rows that `index` names.
     """
     for projection in projections:
-        delta = torch.mm(z[:, projection.inputs], projection.basis)
+        delta = z[:, projection.inputs]
+        if projection.basis is not None:
+            delta = torch.mm(delta, projection.basis)
         columns = output[:, projection.outputs]
         if isinstance(index, slice):
             columns[index] += delta

@@ -32,8 +32,8 @@ class AttachedProjection:
     name: str
     row_offset: int
     rank: int
-    basis: npt.NDArray[np.float32]
-    """U, [d_out, rank]."""
+    basis: npt.NDArray[np.float32] | None
+    """U, [d_out, rank]; None in full mode, where the rank is d_out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +101,16 @@ def _bases(layer: LinearBase, group: AttachedGroup, adapter: str) -> tuple[Proje
         if projection.name not in columns:
             raise UnsupportedAdapterError(f"{where}: projection {projection.name!r} is not part of this group")
         outputs = columns[projection.name]
-        if projection.basis.shape != (outputs.stop - outputs.start, projection.rank):
+        width = outputs.stop - outputs.start
+        found = (projection.rank, projection.rank) if projection.basis is None else projection.basis.shape
+        if found != (width, projection.rank):
             raise BaseModelMismatchError(
-                f"{where}, {projection.name}: the basis has shape {projection.basis.shape}, the model needs "
-                f"({outputs.stop - outputs.start}, {projection.rank})"
+                f"{where}, {projection.name}: the adapter's outputs have shape {found}, the model needs "
+                f"({width}, {projection.rank})"
             )
-        basis = torch.from_numpy(np.ascontiguousarray(projection.basis.T, dtype=np.float32)).to(device)
+        basis = None
+        if projection.basis is not None:
+            basis = torch.from_numpy(np.ascontiguousarray(projection.basis.T, dtype=np.float32)).to(device)
         rows = slice(projection.row_offset, projection.row_offset + projection.rank)
         bases.append(ProjectionBasis(rows, outputs, basis))
     return tuple(bases)
