@@ -98,10 +98,12 @@ def test_a_response_without_fresh_randomness_is_the_reference_bit_for_bit(
     primes, q = openfhe.parameters.primes, openfhe.parameters.modulus
     weights, plan = make_weights(3, 64, openfhe.parameters), Plan(2, 64, 3)
     drawn = flood.limbs(openfhe.parameters.flood_bits, 6)
-    monkeypatch.setattr(flood, "limbs", lambda bits, outputs: drawn)
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(flood, "limbs", lambda bits, outputs: asked.append((bits, outputs)) or drawn)
     monkeypatch.setattr(OpenFheEvaluator, "_encryption_of_zero", without_zero)
     sent = openfhe.host.encrypt(np.random.default_rng(2).normal(size=(2, 64)), plan, weights.norm_bound)
     response = openfhe.evaluate(weights, sent)
+    assert asked == [(openfhe.parameters.flood_bits, 6)]
     a = openfhe.evaluator._expander.expand(sent.ids.tolist(), sent.seeds)
     polynomial = reference.encode_weights(weights.integers, plan, 0, 0, openfhe.parameters.degree)
     c0, c1 = (
