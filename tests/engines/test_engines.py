@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tensorguard.ckks import GroupWeights, HostSession, ParameterSet, Plan, compile_plans, get_parameter_set
-from tensorguard.engines import BACKENDS, Engine, load_engine
+from tensorguard.engines import BACKENDS, Engine, EngineOptions, load_engine
 from tensorguard.errors import ConfigurationError, InvalidInputError, NotFoundError
 from tests.ckks.conftest import make_weights
 from tests.engines.conftest import SESSION, Pair
@@ -156,6 +156,11 @@ def test_operations_are_counted_and_none_is_a_rotation(pair: Pair, request_parts
     assert counters.additions >= 8 and counters.rotations == 0
     public = {name for name in dir(type(evaluator)) if not name.startswith("_")}
     assert public == {"evaluate", "close"}, "an evaluator offers no other operation on ciphertexts"
+
+
+def test_openfhe_takes_one_thread() -> None:
+    with pytest.raises(ConfigurationError, match="leave threads at 1"):
+        load_engine("openfhe", EngineOptions(threads=2))
 
 
 def test_unknown_backend() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tensorguard.ckks import Plan, kernels
+from tensorguard.ckks import Plan
 from tensorguard.ckks.ntt import inverse_all
 from tensorguard.ckks.ring import ring
 from tensorguard.ckks.weights import GroupWeights
@@ -63,8 +63,8 @@ def phase(pair: Pair, ciphertext: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("weights", ["random", "largest"])
-def test_products_are_those_of_our_kernels_bit_for_bit(openfhe: Pair, weights: str) -> None:
-    """Σ_blocks c·Ŵ of one response, every residue of every prime."""
+def test_products_are_those_of_our_engine_bit_for_bit(openfhe: Pair, weights: str) -> None:
+    """Σ_blocks c·Ŵ of one response, every residue of every prime: the reference, which `cpu` equals everywhere."""
     parameters = openfhe.parameters
     chosen = make_weights(16, 200, parameters, seed=3)
     if weights == "largest":
@@ -76,11 +76,15 @@ def test_products_are_those_of_our_kernels_bit_for_bit(openfhe: Pair, weights: s
     inputs = evaluator._inputs(sent.ids, sent.seeds, sent.b, range(4))
     product = ours(openfhe, evaluator._product(inputs, group.encoded(PLAN)[0]))
     a = evaluator._expander.expand(sent.ids.tolist(), sent.seeds)
-    expected = np.empty((1, len(parameters.primes), 2, parameters.degree), np.uint32)
-    encoded = load_engine("cpu").encode(chosen, parameters, [PLAN]).encoded(PLAN)
-    kernels.accumulate(encoded, sent.b, a, 1, expected, ring(parameters).constants)
-    expected %= np.array(parameters.primes, np.uint32)[:, None, None]
-    np.testing.assert_array_equal(product, expected[0].swapaxes(0, 1))
+    degree, expected = parameters.degree, np.zeros_like(product)
+    for block in range(4):
+        polynomial = np.array(reference.encode_weights(chosen.integers, PLAN, 0, block, degree))
+        for index, prime in enumerate(parameters.primes):
+            transformed = reference.transform(polynomial % prime, prime)
+            for half, sent_half in enumerate((sent.b, a)):
+                term = sent_half[block, index].astype(np.uint64) * transformed % np.uint64(prime)
+                expected[half, index] = (expected[half, index] + term) % np.uint64(prime)
+    np.testing.assert_array_equal(product, expected)
 
 
 def whole(limbs: np.ndarray) -> list[int]:
@@ -98,10 +102,12 @@ def test_a_response_without_fresh_randomness_is_the_reference_bit_for_bit(
     primes, q = openfhe.parameters.primes, openfhe.parameters.modulus
     weights, plan = make_weights(3, 64, openfhe.parameters), Plan(2, 64, 3)
     drawn = flood.limbs(openfhe.parameters.flood_bits, 6)
-    monkeypatch.setattr(flood, "limbs", lambda bits, outputs: drawn)
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(flood, "limbs", lambda bits, outputs: asked.append((bits, outputs)) or drawn)
     monkeypatch.setattr(OpenFheEvaluator, "_encryption_of_zero", without_zero)
     sent = openfhe.host.encrypt(np.random.default_rng(2).normal(size=(2, 64)), plan, weights.norm_bound)
     response = openfhe.evaluate(weights, sent)
+    assert asked == [(openfhe.parameters.flood_bits, 6)]
     a = openfhe.evaluator._expander.expand(sent.ids.tolist(), sent.seeds)
     polynomial = reference.encode_weights(weights.integers, plan, 0, 0, openfhe.parameters.degree)
     c0, c1 = (
