@@ -29,6 +29,8 @@ class OpenFheGroup:
 
     def __init__(self, context: Context, weights: GroupWeights, plans: Iterable[Plan]) -> None:
         self.plans = frozenset(plans)
+        for plan in self.plans:
+            plan.check(context.parameters)
         self.rows, self.d_in = weights.rows, weights.d_in
         self.parameters = context.parameters
         with EXCLUSIVE:
