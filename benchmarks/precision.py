@@ -40,7 +40,7 @@ from tensorguard.ckks import (
 )
 from tensorguard.lora.adapter import LoraAdapter, LoraModule, ModuleKey
 from tensorguard.lora.factorisation import FactoredProjection
-from tensorguard.lora.groups import GROUPS, FactoredGroup, factor_group, round_group
+from tensorguard.lora.groups import GROUPS, RoundedGroup, round_group, split_group
 
 ROOT = Path(__file__).resolve().parent.parent
 BITS = (12, 14)
@@ -86,7 +86,7 @@ class Engine:
         self._host = HostSession.create(parameters, seed, SESSION)
         self._evaluator = Evaluator(parameters, self._host.public_key, seed, SESSION)
 
-    def product(self, x: Values, group: FactoredGroup) -> Values:
+    def product(self, x: Values, group: RoundedGroup) -> Values:
         """z [T, rows]."""
         exponents = tuple(p.scale_exponent for p in group.projections for _ in range(p.rank))
         weights = GroupWeights(group.integers, exponents, group.norm_bound)
@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     records: list[Record] = []
     for number, (layer, group) in enumerate(keys, 1):
         print(f"\rgroup {number} of {len(keys)}", end="", file=sys.stderr, flush=True)
-        factored = factor_group(layer, group, modules)
+        factored = split_group(layer, group, modules)
         for engine in engines:
             records += measure(engine, layer, group, modules, factored, captured[layer, group])
     say("")

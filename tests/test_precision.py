@@ -14,7 +14,7 @@ import pytest
 
 from tensorguard.ckks import get_parameter_set
 from tensorguard.lora.factorisation import FactoredProjection
-from tensorguard.lora.groups import factor_group
+from tensorguard.lora.groups import split_group
 
 ROOT = Path(__file__).resolve().parent.parent
 D_IN = 96
@@ -45,7 +45,7 @@ def activations(outlier: float) -> np.ndarray:
 
 def measured(precision: Any, modules: Any, factored: Any = None, bits: int = 12, outlier: float = 200.0) -> Any:
     engine = precision.Engine(get_parameter_set(f"n4096-q90-w{bits}"))
-    factored = factored or factor_group(0, "qkv", modules)
+    factored = factored or split_group(0, "qkv", modules)
     records = precision.measure(engine, 0, "qkv", modules, factored, activations(outlier))
     assert [r.projection for r in records] == ["q_proj", "v_proj"]
     return records[0]
@@ -66,7 +66,7 @@ def test_parts_are_where_theory_puts_them(precision: Any, modules: Any) -> None:
 
 
 def test_two_more_bits_quarter_the_rounding_and_leave_the_rest(precision: Any, modules: Any) -> None:
-    factored = factor_group(0, "qkv", modules)
+    factored = split_group(0, "qkv", modules)
     # Without an outlier channel, whose eight roundings would decide alone.
     coarse, fine = (measured(precision, modules, factored, bits, outlier=1.0) for bits in (12, 14))
     assert fine.errors["weights"].rms == pytest.approx(coarse.errors["weights"].rms / 4, rel=0.3)
@@ -75,7 +75,7 @@ def test_two_more_bits_quarter_the_rounding_and_leave_the_rest(precision: Any, m
 
 
 def test_a_wrong_basis_shows_in_its_part_only(precision: Any, modules: Any) -> None:
-    factored = factor_group(0, "qkv", modules)
+    factored = split_group(0, "qkv", modules)
     coarse = factored["q_proj"].u.astype(np.float16).astype(np.float32)
     damaged = {**factored, "q_proj": FactoredProjection(coarse, factored["q_proj"].weights, 8)}
     good, bad = measured(precision, modules, factored), measured(precision, modules, damaged)

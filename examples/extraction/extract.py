@@ -38,7 +38,7 @@ from tensorguard.ckks import (
 from tensorguard.errors import BudgetExhaustedError
 from tensorguard.evidence.release import LeaseTerms
 from tensorguard.lora.adapter import LoraAdapter, LoraModule
-from tensorguard.lora.groups import FactoredGroup, build_group
+from tensorguard.lora.groups import RoundedGroup, build_group
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAYER, GROUP = 15, "qkv"
@@ -52,7 +52,7 @@ Values = npt.NDArray[np.float64]
 class Target:
     """What is to be stolen. `delta` is the secret s·B·A of the whole group, for judging the result only."""
 
-    group: FactoredGroup
+    group: RoundedGroup
     delta: Values
 
 

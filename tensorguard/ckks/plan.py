@@ -72,8 +72,9 @@ class Plan:
 
     @property
     def skip(self) -> tuple[int, int]:
-        """For the pruned inverse transform: log2 T', then the trailing zero bits of d'."""
-        return self.tokens.bit_length() - 1, (self.channels & -self.channels).bit_length() - 1
+        """For the pruned inverse transform: log2 T', then the trailing zero bits of d', together 12 at most."""
+        kept = self.tokens.bit_length() - 1
+        return kept, min((self.channels & -self.channels).bit_length() - 1, 12 - kept)
 
     def blocks(self, d_in: int) -> int:
         return -(-d_in // self.channels)

@@ -113,7 +113,6 @@ def _pruned_share(plan: Plan, parameters: ParameterSet) -> float:
     """Work of the inverse transform that yields wanted coefficients only: each skipped stage halves what follows."""
     stages = parameters.degree.bit_length() - 1
     keep, skip = plan.skip
-    skip = min(skip, stages - keep)
     return (keep + 2.0 - 2.0 ** (1 - skip) + (stages - keep - skip) * 2.0**-skip) / stages
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorguard.ckks import EncodedGroup, Evaluator, GroupWeights, Plan, get_parameter_set
-from tensorguard.ckks.plan import TOKEN_COUNTS
+from tensorguard.ckks.plan import MAX_ROWS, TOKEN_COUNTS
 from tensorguard.errors import InvalidInputError, NotFoundError, TenSafeError
 from tests.ckks import reference
 from tests.ckks.conftest import RINGS, SESSION, Pair, make_weights
@@ -297,7 +297,7 @@ def test_operations_are_counted_and_none_is_a_rotation(parameters: object) -> No
         (np.ones((2, 4), np.int32), (0,), 100.0),
         (np.ones((2, 4), np.int32), (0, 0), 1.9),
         (np.ones((2, 4), np.int32), (0, 0), float("nan")),
-        (np.ones((513, 1), np.int32), (0,) * 513, 100.0),
+        (np.ones((MAX_ROWS + 1, 1), np.int32), (0,) * (MAX_ROWS + 1), 100.0),
     ],
 )
 def test_weights_are_checked(integers: np.ndarray, exponents: tuple[int, ...], bound: float) -> None:

@@ -63,11 +63,11 @@ def unknown_plan(request: Request) -> Request:
 
 
 def more_tokens_than_sent(request: Request) -> Request:
-    return dataclasses.replace(request, tokens=request.tokens + 1)
+    return dataclasses.replace(request, tokens=request.tokens + request.plan.tokens)
 
 
 def fewer_tokens_than_sent(request: Request) -> Request:
-    return dataclasses.replace(request, tokens=request.tokens - 1)
+    return dataclasses.replace(request, tokens=request.tokens - request.plan.tokens)
 
 
 CRAFTED: list[Callable[[Request], Request]] = [
@@ -85,8 +85,8 @@ CRAFTED: list[Callable[[Request], Request]] = [
 
 @pytest.mark.parametrize("craft", CRAFTED, ids=lambda craft: craft.__name__)
 def test_crafted_requests_get_the_one_failure(host: RawHost, craft: Callable[[Request], Request]) -> None:
-    request = host.request(3)[0]
-    assert len(request.ids) == 3, "one ciphertext for each token"
+    request = host.request(3 * host.request()[0].plan.tokens)[0]
+    assert len(request.ids) == 3, "one ciphertext for each chunk of tokens"
     assert host.send(frames.write_request(craft(request))) == frames.EvaluationFailure(request.request_id)
 
 

@@ -209,7 +209,7 @@ def test_pools_on_both_sides_are_filled_while_nothing_happens_and_used(
         check_delta(world, session, activations(5), 1, "o")
         stats = session.stats
         assert 0 < stats.ciphertexts_pooled <= 4 and stats.failures == 0
-        assert used("coprocessor") - before >= 4
+        assert used("coprocessor") > before
 
 
 def test_without_pools(world: World) -> None:
