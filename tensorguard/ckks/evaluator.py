@@ -224,6 +224,6 @@ class Evaluator:
         degree, limbs = self.parameters.degree, kernels.flood_limbs(self.parameters.flood_bits)
         return (
             stream.ternary(responses, degree),
-            stream.words(responses, kernels.error_words(degree)),
+            stream.words(responses, kernels.error_words(degree), kept_for="response errors"),
             stream.words(outputs, kernels.FLOOD_TERMS, limbs),
         )

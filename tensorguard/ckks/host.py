@@ -228,16 +228,19 @@ class HostSession:
             if in_line:
                 self._encrypt_in_line(key, mantissas, plan, scale, uniform, b[:in_line])
             if zeros:
+                work, signed = self._scratch(2)
                 kernels.add_messages(
                     mantissas,
                     plan.shape,
                     scale,
                     in_line,
                     b[in_line:],
-                    *self._scratch(2),
+                    work,
+                    signed,
                     self._ring.factors,
                     self._ring.primes,
                 )
+                signed.fill(0)
         return ids + [zero.identifier for zero in zeros], seeds + b"".join(zero.seed for zero in zeros), b
 
     def _expand_new(self, identifiers: _Identifiers, count: int) -> tuple[list[int], bytes, Residues]:
@@ -262,11 +265,14 @@ class HostSession:
     ) -> None:
         """Fill b of the first len(b) ciphertexts, with errors of their own."""
         work, signed = self._scratch(1)
+        words = SecretStream("encryption error").words(
+            len(b), kernels.error_words(self.parameters.degree), kept_for="encryption errors"
+        )
         kernels.encrypt(
             mantissas,
             plan.shape,
             scale,
-            SecretStream("encryption error").words(len(b), kernels.error_words(self.parameters.degree)),
+            words,
             uniform,
             key,
             b,
@@ -276,6 +282,9 @@ class HostSession:
             self._ring.factors,
             self._ring.primes,
         )
+        # With its error a ciphertext tells the key, which may be destroyed long before this thread encrypts again.
+        for array in (words, signed, work):
+            array.fill(0)
 
     def _scratch(self, rows: int) -> tuple[Residues, npt.NDArray[np.int32]]:
         """uint32 [rows, N] and int32 [2, space for N errors]."""

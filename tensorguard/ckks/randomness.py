@@ -8,6 +8,7 @@ the operating system and a label, so that no public value ever reaches it.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from typing import Any, Protocol
 
@@ -85,9 +86,13 @@ class SecretStream:
     def __repr__(self) -> str:
         return "SecretStream()"
 
-    def words(self, *shape: int) -> npt.NDArray[np.uint64]:
-        """Uniform uint64 of this shape."""
-        result = np.empty(shape, "<u8")
+    def words(self, *shape: int, kept_for: str | None = None) -> npt.NDArray[np.uint64]:
+        """Uniform uint64 of this shape, in the scratch array kept for a use if one is named (see `arrays.Scratch`)."""
+        result: npt.NDArray[np.uint64]
+        if kept_for is None:
+            result = np.empty(shape, "<u8")
+        else:
+            result = scratch.take(kept_for, 2 * math.prod(shape)).view("<u8").reshape(shape)
         if result.size:
             _fill(self._stream, result.reshape(-1).data.cast("B"))
         return result

@@ -18,8 +18,13 @@ class RecordingEvaluator(Evaluator):
     """Remembers the randomness of its last call."""
 
     def _randomness(self, responses: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        self.drawn = super()._randomness(responses, outputs)
+        self.drawn = copied(super()._randomness(responses, outputs))
         return self.drawn
+
+
+def copied(drawn: tuple) -> tuple:
+    """Its arrays are used again by the next call."""
+    return tuple(array.copy() for array in drawn)
 
 
 def evaluate_by_reference(
@@ -101,7 +106,7 @@ class RepeatingEvaluator(Evaluator):
 
     def _randomness(self, responses: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if not hasattr(self, "drawn"):
-            self.drawn = super()._randomness(responses, outputs)
+            self.drawn = copied(super()._randomness(responses, outputs))
         return self.drawn
 
 
@@ -136,7 +141,7 @@ class HistoryEvaluator(Evaluator):
     history: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
     def _randomness(self, responses: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        drawn = super()._randomness(responses, outputs)
+        drawn = copied(super()._randomness(responses, outputs))
         self.history = [*getattr(self, "history", []), drawn]
         return drawn
 

@@ -134,9 +134,10 @@ def test_a_pooled_encryption_plus_the_message_is_the_reference_bit_for_bit(
     drawn: list[np.ndarray] = []
 
     class Recording(SecretStream):
-        def words(self, *shape: int) -> np.ndarray:
-            drawn.append(super().words(*shape))
-            return drawn[-1]
+        def words(self, *shape: int, **kept: str) -> np.ndarray:
+            words = super().words(*shape, **kept)
+            drawn.append(words.copy())
+            return words
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(host, "SecretStream", Recording)
@@ -537,3 +538,16 @@ def test_sessions_are_forgotten_when_dropped(parameters: ParameterSet) -> None:
     before = len(host._SESSIONS)
     del session
     assert len(host._SESSIONS) < before
+
+
+@pytest.mark.parametrize("ready", [0, 2])
+def test_nothing_is_left_of_errors_and_messages(ready: int) -> None:
+    """With its error a ciphertext tells the key, also after the key was destroyed."""
+    parameters = get_parameter_set("n4096-q90-w12")
+    session = HostSession.create(parameters, os.urandom(32), SESSION, pool_bytes=1 << 20)
+    for _ in range(ready):
+        session.pool.fill()
+    session.encrypt(np.ones((1, 64)), Plan(1, 64, 8), parameters.norm_bound(64, 16))
+    kept = host.scratch._kept
+    assert {"signed", "encryption errors"} <= kept.keys()
+    assert not kept["signed"].any() and not kept["encryption errors"].any()
