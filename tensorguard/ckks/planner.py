@@ -47,7 +47,7 @@ class Costs:
     """What a call costs under any plan."""
 
 
-MEASURED = Costs(transform=7.5, upload=103.0, response=120.0, product=1.7, link_byte=0.001, call=150.0)
+MEASURED = Costs(transform=7.5, upload=95.0, response=112.0, product=2.5, link_byte=0.001, call=225.0)
 """By `benchmarks/planner.py --measure` on one core of a Xeon of 2.8 GHz with AVX-512; a link of a gigabyte a second."""
 
 
