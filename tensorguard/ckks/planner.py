@@ -47,7 +47,8 @@ class Costs:
     """What a call costs under any plan."""
 
 
-MEASURED = Costs(transform=7.5, upload=95.0, response=112.0, product=2.5, link_byte=0.001, call=225.0)
+MEASURED = Costs(transform=7.5, upload=95.0, response=112.0, product=2.5, link_byte=0.002, call=225.0)
+"""The link is that of inline frames over loopback: 0.7 ms for 340 KB more in `benchmarks/transport.py`."""
 """By `benchmarks/planner.py --measure` on one core of a Xeon of 2.8 GHz with AVX-512; a link of a gigabyte a second."""
 
 
