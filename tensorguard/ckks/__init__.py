@@ -41,7 +41,7 @@ _WARM_UP_POOL = 1 << 20
 def compile_kernels() -> None:
     """Compile every kernel, or load it from numba's cache, by two tiny products, with pools and without.
 
-    Services call it before they are ready. The first time on a machine takes some seconds.
+    Services do it through frames (`tensorguard.session.warm_up`). The first time on a machine takes some seconds.
     """
     parameters = get_parameter_set(DEFAULT_PARAMETER_SET)
     plan = Plan(1, 32, 1)
