@@ -4,28 +4,22 @@ options."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from tensorguard.backends.vllm.config import (
-    NAME_PATTERN,
-    AdapterConnection,
-    BaseNameAnswers,
-    EngineOptions,
-    check_engine_options,
-)
+from tensorguard.backends.vllm.config import AdapterConnection, BaseNameAnswers
+from tensorguard.backends.vllm.options import EngineOptions, check_engine_options
 from tensorguard.errors import ConfigurationError
 from tensorguard.settings import Address, load_service_settings, service_settings
 
 
-class InferenceSettings(BaseSettings):
-    """What the inference service can be told. Addresses are host:port; port 0 takes a free one."""
+class InferenceSettings(EngineOptions, BaseSettings):
+    """What the inference service can be told, besides the engine's own options. Addresses are host:port; port 0 takes a
+    free one."""
 
     model_config = service_settings("inference")
 
-    model: str = Field(min_length=1, description="folder of the base model, or its name on the Hugging Face hub")
     listen: Address = Field("127.0.0.1:7403", description="address of the gRPC server")
     adapters: tuple[AdapterConnection, ...] = Field(
         (),
@@ -41,17 +35,6 @@ class InferenceSettings(BaseSettings):
     simulated_root_key: Path | None = Field(None, description="private key that signs this host's simulated evidence")
     delta_timeout_seconds: float = Field(30.0, gt=0, description="how long a forward pass waits for one delta")
 
-    served_model_name: str | None = Field(None, pattern=NAME_PATTERN, description="name of the base model for users")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="as vLLM's")
-    max_model_len: int | None = Field(None, ge=16, description="as vLLM's")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="as vLLM's")
-    kv_cache_gib: float | None = Field(None, gt=0, description="size of the KV cache (default on a CPU: 1)")
-    max_num_seqs: int | None = Field(None, ge=1, description="as vLLM's")
-    max_num_batched_tokens: int | None = Field(None, ge=1, description="as vLLM's")
-    tensor_parallel_size: int = Field(1, ge=1, description="as vLLM's; only 1 is supported yet")
-    seed: int = Field(0, description="as vLLM's")
-    enforce_eager: bool = Field(True, description="as vLLM's; needed with adapters")
-    speculative_model: str | None = Field(None, description="not supported yet")
     tool_call_parser: str | None = Field(None, description="vLLM's parser of tool calls for this model")
 
     secret_file: Path | None = Field(
@@ -72,7 +55,7 @@ class InferenceSettings(BaseSettings):
 def load_settings(arguments: list[str]) -> InferenceSettings:
     """Settings from options and environment. Raises ConfigurationError, also for unknown variables."""
     settings = load_service_settings(InferenceSettings, arguments)
-    check_engine_options(settings.engine_options(), adapters=bool(settings.adapters))
+    check_engine_options(settings)
     if settings.base_name_answers == "adapter" and len(settings.adapters) != 1:
         raise ConfigurationError(f"base_name_answers=adapter needs exactly one adapter, not {len(settings.adapters)}")
     return settings

@@ -13,7 +13,10 @@ from tensorguard.backends.vllm.config import (
     WorkerSettings,
     resolve_model_path,
 )
+from tensorguard.backends.vllm.options import EngineOptions
 from tensorguard.errors import ConfigurationError, NotFoundError
+
+DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "vllm.md"
 
 
 @pytest.fixture
@@ -35,6 +38,27 @@ def test_the_guides_configuration_is_accepted(package: Path) -> None:
     assert config.base_name == "meta-llama/Llama-3-8B-Instruct"
 
 
+@pytest.mark.parametrize(
+    ("options", "method"),
+    [
+        ({}, None),
+        ({"speculative_model": "s", "num_speculative_tokens": 2}, "draft_model"),
+        ({"speculative_method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}, "ngram"),
+        ({"enforce_eager": False}, None),
+        ({"enable_chunked_prefill": True, "max_num_batched_tokens": 64, "max_model_len": 128}, None),
+    ],
+)
+def test_modes_are_accepted(package: Path, options: dict[str, Any], method: str | None) -> None:
+    config = TenSafeVLLMConfig(model="m", tssp_package_path=package, enable_he_lora=True, **options)
+    assert config.speculation == method
+
+
+@pytest.mark.parametrize("name", EngineOptions.model_fields)
+def test_every_engine_option_is_documented(name: str) -> None:
+    assert EngineOptions.model_fields[name].description
+    assert f"| `{name}` |" in DOCUMENTATION.read_text()
+
+
 def test_a_base_model_alone_is_a_configuration() -> None:
     assert not TenSafeVLLMConfig(model="m").enable_he_lora
 
@@ -43,9 +67,31 @@ def test_a_base_model_alone_is_a_configuration() -> None:
     ("options", "named"),
     [
         ({"he_scheme": "bfv"}, "he_scheme"),
-        ({"speculative_model": "small"}, "speculative_model"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
-        ({"enforce_eager": False}, "enforce_eager"),
+        ({"trust_remote_code": True}, "trust_remote_code"),
+        ({"quantization": "A B"}, "quantization"),
+        ({"max_num_batched_tokens": 4, "max_num_seqs": 8}, "max_num_seqs"),
+        (
+            {"enable_chunked_prefill": False, "max_num_batched_tokens": 64, "max_model_len": 128},
+            "enable_chunked_prefill",
+        ),
+        ({"speculative_method": "eagle", "num_speculative_tokens": 2}, "speculative_method"),
+        ({"speculative_method": "ngram"}, "num_speculative_tokens"),
+        ({"speculative_model": "small"}, "num_speculative_tokens"),
+        ({"num_speculative_tokens": 2}, "speculative_method"),
+        ({"prompt_lookup_max": 3}, "speculative_method"),
+        ({"speculative_method": "draft_model", "num_speculative_tokens": 2}, "speculative_model"),
+        ({"speculative_method": "ngram", "speculative_model": "s", "num_speculative_tokens": 2}, "speculative_model"),
+        ({"speculative_model": "s", "num_speculative_tokens": 2, "prompt_lookup_min": 2}, "prompt_lookup_min"),
+        (
+            {
+                "speculative_method": "ngram",
+                "num_speculative_tokens": 2,
+                "prompt_lookup_min": 4,
+                "prompt_lookup_max": 3,
+            },
+            "prompt_lookup_max",
+        ),
         ({"gpu_memory_utilisation": 0.5}, "gpu_memory_utilisation"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization"),
         ({"dtype": "int8"}, "dtype"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tensorguard.backends.vllm import server
+from tensorguard.backends.vllm.options import EngineOptions
 from tensorguard.backends.vllm.server import build_parser, check, main
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import ConfigurationError
@@ -33,8 +34,20 @@ def test_the_guides_command_answers_the_base_name_with_the_adapter(package: Path
 
 def test_engine_options_are_passed_on(package: Path) -> None:
     options = ["--model", "m", "--he-lora-path", str(package), "--dtype", "float32", "--max-model-len", "512"]
+    options += ["--no-enable-prefix-caching", "--speculative-method", "ngram", "--num-speculative-tokens", "3"]
     _, given = check(build_parser().parse_args(options))
-    assert given == {"dtype": "float32", "max_model_len": 512}
+    assert given == {
+        "dtype": "float32",
+        "max_model_len": 512,
+        "enable_prefix_caching": False,
+        "speculative_method": "ngram",
+        "num_speculative_tokens": 3,
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in EngineOptions.model_fields if name != "model"])
+def test_every_engine_option_is_an_option_of_the_command(name: str) -> None:
+    assert f"--{name.replace('_', '-')}" in build_parser().format_help()
 
 
 @pytest.mark.parametrize(
@@ -48,7 +61,7 @@ def test_unknown_options_are_errors(package: Path, wrong: list[str], capsys: pyt
 
 
 def test_what_cannot_be_had_is_refused(package: Path) -> None:
-    for wrong in (["--speculative-model", "m2"], ["--tensor-parallel-size", "2"], ["--require-attestation"]):
+    for wrong in (["--trust-remote-code"], ["--tensor-parallel-size", "2"], ["--require-attestation"]):
         options = build_parser().parse_args(["--model", "m", "--he-lora-path", str(package), *wrong])
         with pytest.raises(ConfigurationError, match=wrong[0].strip("-").split("-")[0]):
             check(options)

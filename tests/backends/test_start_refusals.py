@@ -25,7 +25,6 @@ import pytest
 from services.inference.__main__ import main
 from tensorguard import errors
 from tensorguard.backends.vllm import TenSafeAsyncEngine, TenSafeVLLMConfig
-from tensorguard.backends.vllm.config import ADDITIONAL_CONFIG_KEY, WorkerSettings
 from tensorguard.backends.vllm.connect import attach_adapters
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import TenSafeError
@@ -48,9 +47,8 @@ class Llm:
 
     @classmethod
     def from_engine_args(cls, arguments: Any) -> Llm:
-        settings = WorkerSettings.model_validate(arguments.additional_config[ADDITIONAL_CONFIG_KEY])
         try:
-            attach_adapters(settings).close()
+            attach_adapters(arguments.additional_config).close()
         except TenSafeError as error:
             return cls(error)
         raise AttachedError("all adapters attached")

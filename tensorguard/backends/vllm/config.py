@@ -1,7 +1,7 @@
 """What a TenSafe vLLM engine can be told, checked before anything is started.
 
-`TenSafeVLLMConfig` is the user's view: one base model and at most one adapter. `EngineOptions`,
-`AdapterConnection` and `WorkerSettings` are the same facts as the engine needs them: the inference service
+`TenSafeVLLMConfig` is the user's view: one base model and at most one adapter. `AdapterConnection` and
+`WorkerSettings` (and `options.EngineOptions`) are the same facts as the engine needs them: the inference service
 fills them from its own settings, and `WorkerSettings` is what crosses into the worker process (endpoints,
 paths and public keys; no secret). This module imports neither torch nor vLLM.
 """
@@ -13,10 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tensorguard.backends.vllm.options import NAME_PATTERN, EngineOptions, check_engine_options
 from tensorguard.errors import ConfigurationError, NotFoundError
-
-ADDITIONAL_CONFIG_KEY = "tensafe"
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 
 BaseNameAnswers = Literal["base", "adapter"]
 
@@ -44,8 +42,7 @@ class AdapterConnection(BaseModel):
 
 
 class WorkerSettings(BaseModel):
-    """What the worker process is told, through vLLM's `additional_config` (where it also tells compile
-    caches apart)."""
+    """What the worker process is told, as vLLM's `additional_config`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,34 +55,10 @@ class WorkerSettings(BaseModel):
     """Key file that signs this host's simulated evidence, where the machine has no TEE."""
     delta_timeout_seconds: float = 30.0
 
-
-class EngineOptions(BaseModel):
-    """Options of the base model's engine, named as vLLM names them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = Field(min_length=1)
-    """Folder of a Hugging Face model, or a name in the local Hugging Face cache or hub."""
-    served_model_name: str | None = Field(default=None, pattern=NAME_PATTERN)
-    """Name users put into "model" for the base model; the default is `model` (of a folder: its name)."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    max_model_len: int | None = Field(default=None, ge=16)
-    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    kv_cache_gib: float | None = Field(default=None, gt=0)
-    """Size of the KV cache; None lets vLLM size it on a GPU and takes 1 GiB on a CPU."""
-    max_num_seqs: int | None = Field(default=None, ge=1)
-    max_num_batched_tokens: int | None = Field(default=None, ge=1)
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    seed: int = 0
-    enforce_eager: bool = True
-    speculative_model: str | None = None
-
-    @property
-    def base_name(self) -> str:
-        """The name under which the base model is served."""
-        if self.served_model_name is not None:
-            return self.served_model_name
-        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+    def compute_hash(self) -> str:
+        """What vLLM tells compiled graphs in its cache apart by: that there are hooks, and which. Graphs do not
+        depend on endpoints, keys or adapters."""
+        return self.hooks
 
 
 class TenSafeVLLMConfig(EngineOptions):
@@ -136,7 +109,7 @@ class TenSafeVLLMConfig(EngineOptions):
     def _check(self) -> TenSafeVLLMConfig:
         if self.he_scheme != "ckks":
             raise ConfigurationError(f"he_scheme={self.he_scheme!r} is not supported; use he_scheme='ckks'")
-        check_engine_options(self, adapters=self.enable_he_lora)
+        check_engine_options(self)
         if self.enable_he_lora:
             self._check_adapter()
         else:
@@ -186,18 +159,6 @@ class TenSafeVLLMConfig(EngineOptions):
     def engine_options(self) -> EngineOptions:
         """The part of this configuration that concerns the base model's engine."""
         return EngineOptions(**{name: getattr(self, name) for name in EngineOptions.model_fields})
-
-
-def check_engine_options(options: EngineOptions, *, adapters: bool) -> None:
-    """Refuse, by name, what the engine cannot do (yet)."""
-    if options.speculative_model is not None:
-        raise ConfigurationError("speculative_model is not supported yet; leave it out")
-    if options.tensor_parallel_size != 1:
-        raise ConfigurationError(f"tensor_parallel_size={options.tensor_parallel_size} is not supported yet; use 1")
-    if adapters and not options.enforce_eager:
-        raise ConfigurationError(
-            "enforce_eager=False is not supported together with adapters yet; use enforce_eager=True"
-        )
 
 
 def explain(error: ValidationError) -> str:

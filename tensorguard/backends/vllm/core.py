@@ -16,13 +16,11 @@ from typing import Any
 import structlog
 
 from tensorguard.backends.vllm.config import (
-    ADDITIONAL_CONFIG_KEY,
     AdapterConnection,
-    EngineOptions,
     WorkerSettings,
-    check_engine_options,
     resolve_model_path,
 )
+from tensorguard.backends.vllm.options import EngineOptions, check_engine_options
 from tensorguard.errors import (
     ConfigurationError,
     InternalError,
@@ -81,9 +79,10 @@ class EngineCore:
         """Load the model, attach the adapters, and answer when both are done. Takes the time vLLM takes.
 
         Raises the TenSafeError that kept an adapter from being attached (after shutting vLLM down),
-        NotFoundError for a model that is not there, InternalError where vLLM itself does not start.
+        ConfigurationError for options that vLLM refuses, NotFoundError for a model that is not there, InternalError
+        where vLLM itself does not start.
         """
-        check_engine_options(options, adapters=bool(adapters))
+        check_engine_options(options)
         names = [adapter.name for adapter in adapters]
         if len({*names, options.base_name}) != len(names) + 1:
             raise ConfigurationError(
@@ -99,10 +98,13 @@ class EngineCore:
                 simulated_root_key=simulated_root_key,
                 delta_timeout_seconds=delta_timeout_seconds,
             )
+            if not options.enforce_eager:
+                # Hooks run between graphs: one graph of a whole pass would leave them out.
+                arguments["compilation_config"] = {"cudagraph_mode": "PIECEWISE"}
             arguments |= {
                 "worker_cls": worker_class,
                 "scheduler_cls": SCHEDULER_CLASS,
-                "additional_config": {ADDITIONAL_CONFIG_KEY: settings.model_dump(mode="json")},
+                "additional_config": settings,
             }
         for name, value in ENVIRONMENT_DEFAULTS.items():
             os.environ.setdefault(name, value)
@@ -113,6 +115,8 @@ class EngineCore:
 
         try:
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        except ValueError as error:
+            raise ConfigurationError(f"vLLM refuses these options: {error}") from error
         except Exception as error:
             raise InternalError(f"vLLM did not start: {error}") from error
         core = cls(llm, options, {}, model_path)
@@ -183,18 +187,39 @@ def engine_arguments(options: EngineOptions, model_path: Path) -> dict[str, Any]
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "seed": options.seed,
         "enforce_eager": options.enforce_eager,
+        "trust_remote_code": options.trust_remote_code,
         "tensor_parallel_size": options.tensor_parallel_size,
         # Failed requests must end before the next step is scheduled.
         "async_scheduling": False,
         "disable_log_stats": True,
     }
     optional = {
+        "quantization": options.quantization,
         "max_model_len": options.max_model_len,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
+        "enable_chunked_prefill": options.enable_chunked_prefill,
+        "enable_prefix_caching": options.enable_prefix_caching,
+        "speculative_config": _speculative_config(options),
         "kv_cache_memory_bytes": _kv_cache_bytes(options),
     }
     return arguments | {name: value for name, value in optional.items() if value is not None}
+
+
+def _speculative_config(options: EngineOptions) -> dict[str, Any] | None:
+    if options.speculation is None:
+        return None
+    given: dict[str, Any]
+    if options.speculation == "ngram":
+        given = {"prompt_lookup_max": options.prompt_lookup_max, "prompt_lookup_min": options.prompt_lookup_min}
+    else:
+        assert options.speculative_model is not None
+        given = {"model": str(resolve_model_path(options.speculative_model))}
+    return {
+        "method": options.speculation,
+        "num_speculative_tokens": options.num_speculative_tokens,
+        **{name: value for name, value in given.items() if value is not None},
+    }
 
 
 def _kv_cache_bytes(options: EngineOptions) -> int | None:

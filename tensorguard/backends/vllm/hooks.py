@@ -3,7 +3,8 @@
 `HookedLinearMethod` replaces a fused linear layer's `quant_method`. Its `apply` gathers the rows of adapted
 requests and starts the remote product, runs the layer's own product while the coprocessor works, then waits
 and adds delta = z @ U^T (in full mode: z) to those rows alone. Layers outside the attached adapters' groups are
-not touched, and passes that vLLM runs for itself (profiling) have no adapted rows.
+not touched, and passes that vLLM runs for itself (profiling) have no adapted rows. In a compiled model the same
+happens inside an operation of its own (`tensorguard.backends.vllm.compiled`).
 
 When a delta cannot be had, all requests of that adapter in the forward pass are marked as failed and the
 adapter is left out of the rest of the pass. What the pass computes for them is wrong from there on, so
@@ -23,8 +24,9 @@ import structlog
 import torch
 from vllm.model_executor.layers.linear import LinearMethodBase
 
+from tensorguard.backends.vllm.compiled import call_hooked_linear
 from tensorguard.backends.vllm.rows import AdapterRows, map_rows
-from tensorguard.errors import DeltaUnavailableError, TenSafeError
+from tensorguard.errors import DeltaUnavailableError, InternalError, TenSafeError
 
 log = structlog.get_logger(__name__)
 
@@ -128,6 +130,11 @@ class HookedLinearMethod(LinearMethodBase):
         self.bases = dict(bases)
         self.forward_pass = forward_pass
 
+    @property
+    def name(self) -> str:
+        """What a compiled model knows the layer by."""
+        return f"hooked.{self.layer_number}.{self.group}"
+
     def create_weights(self, *args: Any, **kwargs: Any) -> None:
         self.original.create_weights(*args, **kwargs)
 
@@ -135,6 +142,14 @@ class HookedLinearMethod(LinearMethodBase):
         self.original.process_weights_after_loading(layer)
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            return call_hooked_linear(layer, x, bias, self.name)
+        return self.compute(layer, x, bias)
+
+    def compute(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The layer's output [tokens, d_out] with the deltas of this step's adapted rows."""
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise InternalError("a hooked layer was captured into a CUDA graph, which would leave its deltas out")
         if not self.forward_pass.active:
             return self.original.apply(layer, x, bias)
         counters = self.forward_pass.counters

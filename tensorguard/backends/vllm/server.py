@@ -18,6 +18,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from tensorguard.backends.vllm.config import TenSafeVLLMConfig
+from tensorguard.backends.vllm.options import EngineOptions
 from tensorguard.errors import ConfigurationError, TenSafeError
 from tensorguard.package.publishers import DEFAULT_ATTESTOR_STATE
 from tensorguard.stack.command import prepare_command
@@ -29,17 +30,7 @@ from tensorguard.stack.services import EngineChoice
 from tensorguard.stack.stack import start_stack
 
 # Options that are handed to the engine under the same name.
-_ENGINE_OPTIONS = (
-    "served_model_name",
-    "dtype",
-    "max_model_len",
-    "gpu_memory_utilization",
-    "kv_cache_gib",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "tensor_parallel_size",
-    "speculative_model",
-)
+_ENGINE_OPTIONS = tuple(name for name in EngineOptions.model_fields if name != "model")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,15 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: permitted, with a warning)",
     )
     engine = parser.add_argument_group("engine (as vLLM names them)")
-    engine.add_argument("--served-model-name")
-    engine.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"))
-    engine.add_argument("--max-model-len", type=int)
-    engine.add_argument("--gpu-memory-utilization", type=float)
-    engine.add_argument("--kv-cache-gib", type=float)
-    engine.add_argument("--max-num-seqs", type=int)
-    engine.add_argument("--max-num-batched-tokens", type=int)
-    engine.add_argument("--tensor-parallel-size", type=int)
-    engine.add_argument("--speculative-model")
+    for name in _ENGINE_OPTIONS:
+        field, flag = EngineOptions.model_fields[name], f"--{name.replace('_', '-')}"
+        description = (field.description or "").replace("%", "%%")
+        if field.annotation in (bool, bool | None):
+            engine.add_argument(flag, action=argparse.BooleanOptionalAction, help=description)
+        else:
+            engine.add_argument(flag, help=description)
     return parser
 
 
@@ -99,6 +88,7 @@ def check(options: argparse.Namespace) -> tuple[TenSafeVLLMConfig, dict[str, obj
         publisher_keys=tuple(options.publisher_key),
         **given,
     )
+    given = {name: getattr(config, name) for name in given}
     if not config.simulated_evidence_permitted:
         raise ConfigurationError(
             "--require-attestation needs TEE hardware and a real attestor; this command starts its own with "

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import structlog
 import torch
 from vllm.platforms import current_platform
 from vllm.v1.outputs import ModelRunnerOutput
 
-from tensorguard.backends.vllm.config import ADDITIONAL_CONFIG_KEY, WorkerSettings
+from tensorguard.backends.vllm.compiled import register_layers, split_at_hooks
+from tensorguard.backends.vllm.config import WorkerSettings
 from tensorguard.backends.vllm.connect import AttachedAdapters, attach_adapters
 from tensorguard.backends.vllm.failures import StepOutput
 from tensorguard.backends.vllm.hooks import ForwardPass
@@ -47,7 +48,8 @@ class HeLoraWorker(BaseWorker):
         exit_with_parent()
         if not structlog.is_configured():  # a process of its own, where nobody did it yet
             configure_logging("engine", stream=sys.stderr)
-        self.tensafe_settings = WorkerSettings.model_validate(self.vllm_config.additional_config[ADDITIONAL_CONFIG_KEY])
+        split_at_hooks(self.vllm_config.compilation_config)
+        self.tensafe_settings = cast("WorkerSettings", self.vllm_config.additional_config)
         self.tensafe_adapters: AttachedAdapters | None = None
         self.tensafe_error: TenSafeError | None = None
         self.tensafe_hooks = 0
@@ -61,6 +63,7 @@ class HeLoraWorker(BaseWorker):
             attachments = self.tensafe_adapters.attachments
             self.forward_pass = self._forward_pass({a.name: a.source for a in attachments})
             self.tensafe_hooks = install_hooks(self.get_model(), attachments, self.forward_pass)
+            register_layers(self.get_model(), self.vllm_config.compilation_config.static_forward_context)
         except TenSafeError as error:
             self.tensafe_error = error
             self.forward_pass = self._forward_pass({})

@@ -29,12 +29,16 @@ def test_environment_as_the_launcher_sets_it(monkeypatch: pytest.MonkeyPatch) ->
         "BASE_NAME_ANSWERS": "adapter",
         "DTYPE": "float32",
         "MAX_MODEL_LEN": "1024",
+        "ENABLE_PREFIX_CACHING": "False",
+        "SPECULATIVE_METHOD": "ngram",
+        "NUM_SPECULATIVE_TOKENS": "3",
     }.items():
         monkeypatch.setenv(f"TENSAFE_INFERENCE_{name}", value)
     settings = load_settings([])
     assert settings.adapters[0].publisher_keys == (Path("k.pem"),)
     assert (settings.require_attestation, settings.base_name_answers) == (False, "adapter")
-    assert settings.engine_options().max_model_len == 1024
+    engine = settings.engine_options()
+    assert (engine.max_model_len, engine.enable_prefix_caching, engine.num_speculative_tokens) == (1024, False, 3)
     assert load_settings(["--dtype", "bfloat16"]).dtype == "bfloat16"
 
 
@@ -53,7 +57,8 @@ def test_the_default_listens_on_loopback_and_wants_evidence() -> None:
         ("ADAPTERS", json.dumps([{**CONNECTION, "secret": "x"}]), "secret"),
         ("DTYPE", "int4", "dtype"),
         ("TENSOR_PARALLEL_SIZE", "2", "tensor_parallel_size"),
-        ("SPECULATIVE_MODEL", "small", "speculative_model"),
+        ("SPECULATIVE_MODEL", "small", "num_speculative_tokens"),
+        ("TRUST_REMOTE_CODE", "true", "trust_remote_code"),
         ("BASE_NAME_ANSWERS", "adapter", "base_name_answers"),
         ("NO_SUCH_OPTION", "1", "TENSAFE_INFERENCE_NO_SUCH_OPTION"),
     ],
@@ -62,13 +67,4 @@ def test_bad_settings_are_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
     monkeypatch.setenv("TENSAFE_INFERENCE_MODEL", "m")
     monkeypatch.setenv(f"TENSAFE_INFERENCE_{name}", value)
     with pytest.raises(ConfigurationError, match=named):
-        load_settings([])
-
-
-def test_compiled_graphs_with_adapters_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TENSAFE_INFERENCE_MODEL", "m")
-    monkeypatch.setenv("TENSAFE_INFERENCE_ENFORCE_EAGER", "false")
-    load_settings([])
-    monkeypatch.setenv("TENSAFE_INFERENCE_ADAPTERS", json.dumps([CONNECTION]))
-    with pytest.raises(ConfigurationError, match="enforce_eager"):
         load_settings([])
