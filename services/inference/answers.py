@@ -76,11 +76,12 @@ class _Completion(_Streamed, OpenAIServingCompletion):
 
 
 class ModelAnswers:
-    """One served model name."""
+    """One served model name: of an adapter, one release of it."""
 
     def __init__(self, name: str, route: ModelRoute, renderer: OnlineRenderer, tool_parser: str | None) -> None:
         self.name = name
         self.adapter = route.adapter
+        self.held = route.held
         models = OpenAIServingModels(route, [BaseModelPath(name=name, model_path=name)])
         common: dict[str, Any] = {"online_renderer": renderer, "request_logger": None}
         self._chat = _Chat(

@@ -22,7 +22,7 @@ def build_inference_server(settings: InferenceSettings, core: EngineCore) -> Asy
     service = Service(
         inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
         servicer,
-        rules(read_secret(settings.secret_file)),
+        rules(read_secret(settings.secret_file), read_secret(settings.admin_secret_file)),
     )
     options = ServerOptions(
         settings.listen,
@@ -40,4 +40,4 @@ def read_secret(path: Path | None) -> str | None:
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise ConfigurationError(f"secret_file {path}: {error.strerror}") from None
+        raise ConfigurationError(f"secret file {path}: {error.strerror}") from None

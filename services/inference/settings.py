@@ -23,7 +23,7 @@ class InferenceSettings(EngineOptions, BaseSettings):
     listen: Address = Field("127.0.0.1:7403", description="address of the gRPC server")
     adapters: tuple[AdapterConnection, ...] = Field(
         (),
-        description="adapters to serve: JSON list of {name, coprocessor_endpoint, attestor_endpoint, ...}",
+        description="adapters to start with: JSON list of {name, coprocessor_endpoint, attestor_endpoint, ...}",
     )
     base_name_answers: BaseNameAnswers = Field(
         "base",
@@ -40,6 +40,10 @@ class InferenceSettings(EngineOptions, BaseSettings):
     secret_file: Path | None = Field(
         None,
         description="file with the secret that callers must send (a gateway's inference_secret_file)",
+    )
+    admin_secret_file: Path | None = Field(
+        None,
+        description="file with the secret of those who may attach and detach adapters; nobody may without",
     )
     plaintext_network: bool = Field(
         False, description="permit a non-loopback address without TLS, on a private container network"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from tensorguard.errors import AuthenticationError, ConfigurationError
+from tensorguard.errors import AuthenticationError, ConfigurationError, PermissionDeniedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,14 @@ ATTESTED = Rule("attested", _nothing_to_check)
 
 SESSION = Rule("session", _nothing_to_check)
 """The message names an open session that was bound to an attested key; the servicer looks it up."""
+
+
+def _refuse(call: Call) -> None:
+    raise PermissionDeniedError("this method is off here: the service has no secret configured for it")
+
+
+REFUSED = Rule("refused", _refuse)
+"""Nobody: a method that is for callers with a secret, where none is configured."""
 
 
 def bearer(secret: str) -> Rule:

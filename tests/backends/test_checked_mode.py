@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tensorguard.backends.vllm import TenSafeAsyncEngine, TenSafeVLLMConfig, connect
+from tensorguard.backends.vllm import TenSafeAsyncEngine, TenSafeVLLMConfig, config, connect
 from tensorguard.backends.vllm.config import AdapterConnection, WorkerSettings
 from tensorguard.backends.vllm.core import EngineCore
 from tests.backends.test_require_attestation import ENDPOINTS, NAMED, package
@@ -56,11 +56,9 @@ def test_from_the_connection_to_the_session(monkeypatch: pytest.MonkeyPatch, tmp
     for name in ("base_model_identity", "host_platform"):
         monkeypatch.setattr(connect, name, lambda _: None)
     monkeypatch.setattr(connect, "Workload", lambda *_, **__: None)
-    monkeypatch.setattr(connect.VerifyingKeys, "read", lambda _: None)
+    monkeypatch.setattr(config.VerifyingKeys, "read", lambda _: None)
     adapter = AdapterConnection(name="a", checked=checked, publisher_keys=NAMED["publisher_keys"], **ENDPOINTS)
-    settings = WorkerSettings(
-        model_path=tmp_path, adapters=(adapter,), require_attestation=False, simulated_root_key=tmp_path / "root"
-    )
+    settings = WorkerSettings(model_path=tmp_path, require_attestation=False, simulated_root_key=tmp_path / "root")
     with pytest.raises(StoppedError):
-        connect.attach_adapters(settings)
+        connect.Connector(settings).connect(adapter)
     assert seen == [checked]

@@ -15,7 +15,7 @@ from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode, VllmC
 from vllm.forward_context import override_forward_context
 
 from tensorguard.backends.vllm.compiled import OPERATION, register_layers, split_at_hooks
-from tensorguard.backends.vllm.config import AdapterConnection, WorkerSettings
+from tensorguard.backends.vllm.config import WorkerSettings
 from tensorguard.errors import ConfigurationError, InternalError
 from tests.backends.test_hooks import D_IN, D_OUT, Bench
 
@@ -132,20 +132,14 @@ def test_graphs_that_would_contain_a_hook_are_refused(options: dict[str, Any], n
         split_at_hooks(config(**options))
 
 
-def test_hooks_change_the_key_of_compiled_graphs_and_endpoints_do_not(tmp_path: Path) -> None:
-    def key(port: int | None) -> str:
-        if port is None:
+def test_hooks_change_the_key_of_compiled_graphs_and_paths_do_not(tmp_path: Path) -> None:
+    def key(root: str | None) -> str:
+        if root is None:
             return VllmConfig().compute_hash()
-        connection = AdapterConnection(
-            name="a",
-            coprocessor_endpoint=f"c:{port}",
-            attestor_endpoint=f"a:{port}",
-            publisher_keys=(tmp_path,),
-        )
-        settings = WorkerSettings(model_path=tmp_path, adapters=(connection,))
+        settings = WorkerSettings(model_path=tmp_path, simulated_root_key=tmp_path / root)
         made = VllmConfig(additional_config=settings)
         assert made.additional_config is settings
         return made.compute_hash()
 
-    assert key(1) == key(2)
-    assert key(1) != key(None)
+    assert key("a") == key("b")
+    assert key("a") != key(None)

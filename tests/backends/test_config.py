@@ -124,24 +124,22 @@ def test_a_refusal_does_not_repeat_the_value(package: Path) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_worker_settings_survive_the_way_into_the_worker(tmp_path: Path) -> None:
-    settings = WorkerSettings(
-        model_path=tmp_path,
-        adapters=(
-            AdapterConnection(
-                name="a",
-                coprocessor_endpoint="c:1",
-                attestor_endpoint="a:1",
-                publisher_keys=(tmp_path / "k",),
-                expected_digest="ab" * 32,
-                checked=True,
-            ),
-        ),
-        simulated_root_key=tmp_path / "root.pem",
-    )
+def test_settings_survive_the_way_into_the_worker(tmp_path: Path) -> None:
+    settings = WorkerSettings(model_path=tmp_path, simulated_root_key=tmp_path / "root.pem")
     assert WorkerSettings.model_validate(settings.model_dump(mode="json")) == settings
-    with pytest.raises(ValueError, match="secret"):
-        WorkerSettings.model_validate({**settings.model_dump(mode="json"), "secret": "x"})
+    connection = AdapterConnection(
+        name="a",
+        coprocessor_endpoint="c:1",
+        attestor_endpoint="a:1",
+        publisher_keys=(tmp_path / "k",),
+        publisher_pems=("pem",),
+        expected_digest="ab" * 32,
+        checked=True,
+    )
+    assert AdapterConnection.model_validate(connection.model_dump(mode="json")) == connection
+    for sent in (settings, connection):
+        with pytest.raises(ValueError, match="secret"):
+            type(sent).model_validate({**sent.model_dump(mode="json"), "secret": "x"})
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

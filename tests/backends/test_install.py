@@ -1,4 +1,4 @@
-"""Hooks land on exactly the layers that an adapter has groups for."""
+"""Hooks land on the decoder's fused layers, and adapters in the hooks of exactly the layers they have groups for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from vllm.model_executor.layers.linear import LinearBase
 
 from tensorguard.backends.vllm.hooks import ForwardPass, HookedLinearMethod
-from tensorguard.backends.vllm.install import AttachedGroup, AttachedProjection, Attachment, install_hooks
+from tensorguard.backends.vllm.install import AttachedGroup, AttachedProjection, Attachment, Hooks, install_hooks
 from tensorguard.errors import BaseModelMismatchError, UnsupportedAdapterError
 
 D, KV, INNER = 8, 4, 12
@@ -51,53 +51,89 @@ def group(layer: int, name: str, d_in: int, *projections: tuple[str, int, int]) 
     return AttachedGroup(layer, name, d_in, tuple(attached))
 
 
-def install(root: torch.nn.Module, *groups: AttachedGroup) -> int:
-    attachment = Attachment("a", groups, source=None)  # type: ignore[arg-type]
-    return install_hooks(root, [attachment], ForwardPass({}, torch.device("cpu"), 1.0))
+def hooked(root: torch.nn.Module) -> Hooks:
+    return install_hooks(root, ForwardPass({}, torch.device("cpu"), 1.0))
 
 
-def test_only_the_adapters_layers_are_hooked() -> None:
+def attach(hooks: Hooks, *groups: AttachedGroup, key: str = "a") -> None:
+    hooks.add(hooks.fit(Attachment(key, groups, source="source")))  # type: ignore[arg-type]
+
+
+def names_of_hooked(root: torch.nn.Module) -> set[str]:
+    return {
+        name for name, m in root.named_modules() if isinstance(getattr(m, "quant_method", None), HookedLinearMethod)
+    }
+
+
+def test_every_fused_layer_of_the_decoder_is_hooked() -> None:
     root = model()
-    count = install(
-        root,
+    hooks = hooked(root)
+    assert names_of_hooked(root) == {
+        f"model.layers.{number}.{name}"
+        for number in range(2)
+        for name in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+    }
+    assert len(hooks.methods) == 8
+    assert root.model.layers[0].self_attn.qkv_proj.quant_method.original == "original"
+
+
+def test_layers_of_vision_experts_and_drafts_are_not_the_decoders() -> None:
+    root, text = torch.nn.Module(), model()
+    root.language_model = text
+    root.vision_tower = torch.nn.Module()
+    root.vision_tower.vision_model = model().model
+    root.draft_model = model()
+    expert = torch.nn.Module()
+    expert.down_proj = Fused(INNER, [D])
+    text.model.layers[0].mlp.shared_expert = expert
+    text.model.layers[1].mlp.experts = torch.nn.ModuleList([expert])
+    hooked(root)
+    found = names_of_hooked(root)
+    assert len(found) == 8
+    assert all(name.startswith("language_model.model.layers.") and "expert" not in name for name in found)
+
+
+def test_an_adapter_is_put_into_its_layers_and_out_again() -> None:
+    root = model()
+    hooks = hooked(root)
+    attach(
+        hooks,
         group(0, "qkv", D, ("q_proj", 2, D), ("v_proj", 3, KV)),
         group(1, "down", INNER, ("down_proj", 2, D)),
     )
-    hooked = {
-        name for name, m in root.named_modules() if isinstance(getattr(m, "quant_method", None), HookedLinearMethod)
-    }
-    assert count == 2
-    assert hooked == {"model.layers.0.self_attn.qkv_proj", "model.layers.1.mlp.down_proj"}
-    method = root.model.layers[0].self_attn.qkv_proj.quant_method
-    q, v = method.bases["a"]
+    assert {site for site, method in hooks.methods.items() if method.bases} == {(0, "qkv"), (1, "down")}
+    assert hooks.forward_pass.sources == {"a": "source"}
+    q, v = root.model.layers[0].self_attn.qkv_proj.quant_method.bases["a"]
     assert (q.inputs, q.outputs) == (slice(0, 2), slice(0, D))
     assert (v.inputs, v.outputs) == (slice(2, 5), slice(D + KV, D + 2 * KV))
     assert v.basis.shape == (3, KV)
     assert v.basis[1, 2] == 2 * 3 + 1
-    assert method.original == "original"
+    hooks.remove("a")
+    assert not any(method.bases for method in hooks.methods.values())
+    assert not hooks.forward_pass.sources
 
 
 def test_full_mode_has_no_basis_and_must_fit_the_outputs() -> None:
-    root = model()
+    hooks = hooked(model())
     q, v = AttachedProjection("q_proj", 0, D, None), AttachedProjection("v_proj", D, KV, None)
-    assert install(root, AttachedGroup(0, "qkv", D, (q, v))) == 1
-    installed = root.model.layers[0].self_attn.qkv_proj.quant_method.bases["a"]
-    assert [(p.inputs, p.outputs, p.basis) for p in installed] == [
+    attach(hooks, AttachedGroup(0, "qkv", D, (q, v)))
+    assert [(p.inputs, p.outputs, p.basis) for p in hooks.methods[0, "qkv"].bases["a"]] == [
         (slice(0, D), slice(0, D), None),
         (slice(D, D + KV), slice(D + KV, D + 2 * KV), None),
     ]
     for rank in (1, D - 1, D + 1):
         with pytest.raises(BaseModelMismatchError, match="q_proj"):
-            install(model(), AttachedGroup(0, "qkv", D, (AttachedProjection("q_proj", 0, rank, None),)))
+            attach(hooked(model()), AttachedGroup(0, "qkv", D, (AttachedProjection("q_proj", 0, rank, None),)))
 
 
 def test_two_adapters_share_a_hook() -> None:
-    root = model()
-    first = Attachment("a", (group(0, "o", D, ("o_proj", 2, D)),), source=None)  # type: ignore[arg-type]
-    second = Attachment("b", (group(0, "o", D, ("o_proj", 4, D)),), source=None)  # type: ignore[arg-type]
-    assert install_hooks(root, [first, second], ForwardPass({}, torch.device("cpu"), 1.0)) == 1
-    bases = root.model.layers[0].self_attn.o_proj.quant_method.bases
-    assert [len(bases[name][0].basis) for name in ("a", "b")] == [2, 4]
+    hooks = hooked(model())
+    for key, rank in (("a", 2), ("b", 4)):
+        attach(hooks, group(0, "o", D, ("o_proj", rank, D)), key=key)
+    bases = hooks.methods[0, "o"].bases
+    assert [len(bases[key][0].basis) for key in ("a", "b")] == [2, 4]
+    hooks.remove("a")
+    assert list(bases) == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +147,15 @@ def test_two_adapters_share_a_hook() -> None:
     ],
 )
 def test_an_adapter_for_another_model_is_refused(bad: AttachedGroup, error: type[Exception], text: str) -> None:
-    root = model()
+    hooks = hooked(model())
     with pytest.raises(error, match=text):
-        install(root, group(1, "o", D, ("o_proj", 2, D)), bad)
-    assert root.model.layers[1].self_attn.o_proj.quant_method == "original", "a refused adapter left hooks behind"
+        attach(hooks, group(1, "o", D, ("o_proj", 2, D)), bad)
+    assert not any(method.bases for method in hooks.methods.values()), "a refused adapter was attached in part"
+
+
+def test_an_adapter_of_dense_layers_does_not_fit_layers_of_experts() -> None:
+    root = model()
+    root.model.layers[1].mlp = torch.nn.Module()
+    root.model.layers[1].mlp.experts = Fused(D, [INNER])
+    with pytest.raises(UnsupportedAdapterError, match=r"'gate_up' in layer 1.*experts"):
+        attach(hooked(root), group(1, "gate_up", D, ("up_proj", 2, INNER)))

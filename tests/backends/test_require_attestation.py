@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from tensorguard.backends.vllm import TenSafeAsyncEngine, TenSafeVLLMConfig
-from tensorguard.backends.vllm.config import AdapterConnection, WorkerSettings
+from tensorguard.backends.vllm.config import WorkerSettings
 from tensorguard.backends.vllm.connect import host_platform
 from tensorguard.backends.vllm.core import EngineCore
 from tensorguard.errors import EvidenceRefusedError
@@ -104,7 +104,6 @@ def test_the_warning_reaches_standard_error_of_a_plain_script(
 
 
 def test_a_host_without_hardware_is_refused_with_the_option_that_permits_it() -> None:
-    adapter = AdapterConnection(name="a", publisher_keys=NAMED["publisher_keys"], **ENDPOINTS)
-    settings = WorkerSettings(model_path=Path("/m"), adapters=(adapter,), simulated_root_key=Path("/s/root"))
+    settings = WorkerSettings(model_path=Path("/m"), simulated_root_key=Path("/s/root"))
     with pytest.raises(EvidenceRefusedError, match="require_attestation=False"):
         host_platform(settings)

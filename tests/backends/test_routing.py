@@ -48,14 +48,14 @@ async def run(route: ModelRoute, prompt: Any = None, **parameters: Any) -> list[
     return [item.outputs[0].text async for item in generated]
 
 
-async def test_an_adapters_requests_carry_name_and_salt() -> None:
+async def test_an_adapters_requests_carry_key_and_salt() -> None:
     engine, red = Engine(output("a"), output("b", "stop")), adapter()
     parameters, prompt = SamplingParams(extra_args={"other": 1}), {"prompt_token_ids": [1]}
     route = ModelRoute(engine, red)  # type: ignore[arg-type]
     assert [item.outputs[0].text async for item in route.generate(prompt, parameters, "r")] == ["a", "b"]
     sent, bound = engine.calls[0]
     assert sent == {"prompt_token_ids": [1], "cache_salt": red.cache_salt}
-    assert bound.extra_args == {"other": 1, ADAPTER_ARGUMENT: "red"}
+    assert bound.extra_args == {"other": 1, ADAPTER_ARGUMENT: "red@" + "ab" * 8}
     assert parameters.extra_args == {"other": 1}, "the caller's parameters serve other requests too"
     assert "cache_salt" not in prompt
 

@@ -1,7 +1,7 @@
 """What keeps an adapter from being attached ends the command and the engine with an error of its own, and no token.
 
 Attestor, coprocessor and everything between them and the worker are real. Of vLLM only the process is not there: a
-stand-in attaches the adapters as `HeLoraWorker.load_model` does, and would answer every request.
+stand-in attaches the adapters as `HeLoraWorker` does, and would answer every request.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ import pytest
 from services.inference.__main__ import main
 from tensorguard import errors
 from tensorguard.backends.vllm import TenSafeAsyncEngine, TenSafeVLLMConfig
-from tensorguard.backends.vllm.connect import attach_adapters
+from tensorguard.backends.vllm.attachments import Attachments
+from tensorguard.backends.vllm.config import AdapterConnection, WorkerSettings
+from tensorguard.backends.vllm.connect import Connector
+from tensorguard.backends.vllm.install import Attachment
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import TenSafeError
 from tensorguard.evidence.development import initialise_development_state
@@ -33,29 +36,37 @@ from tests.support.adapters import write_base_model
 from tests.support.coprocessor import ADAPTER, TENANT, World, running_world
 
 
-class AttachedError(Exception):
+class AttachedError(errors.InternalError):
     """Nothing was wrong: vLLM would now serve."""
 
 
+class NoHooks:
+    """In the place of the model's hooks."""
+
+    def fit(self, attachment: Attachment) -> Any:
+        raise AttachedError("the adapter is attached")
+
+
 class Llm:
-    """In the place of vLLM's AsyncLLM."""
+    """In the place of vLLM's AsyncLLM: the worker's methods, called here."""
 
     stopped = 0
 
-    def __init__(self, error: TenSafeError) -> None:
-        self.error = {"reason": error.reason, "message": error.message}
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.attachments = Attachments(Connector(settings), NoHooks())  # type: ignore[arg-type]
 
     @classmethod
     def from_engine_args(cls, arguments: Any) -> Llm:
-        try:
-            attach_adapters(arguments.additional_config).close()
-        except TenSafeError as error:
-            return cls(error)
-        raise AttachedError("all adapters attached")
+        return cls(arguments.additional_config)
 
-    async def collective_rpc(self, method: str) -> list[Any]:
-        assert method == "tensafe_status"
-        return [{"error": self.error}]
+    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
+        if method == "tensafe_attach":
+            return [{"ticket": self.attachments.begin(AdapterConnection.model_validate(*args))}]
+        assert method == "tensafe_attach_outcome"
+        try:
+            return [{"adapter": self.attachments.outcome(*args)}]
+        except TenSafeError as error:
+            return [{"error": {"reason": error.reason, "message": error.message}}]
 
     def shutdown(self, timeout: float | None = None) -> None:
         Llm.stopped += 1
@@ -161,7 +172,7 @@ def refused(
 ) -> tuple[dict[str, Any], type[TenSafeError], tuple[str, ...]]:
     """Options with one thing wrong, and the error that says so. Without anything wrong vLLM would serve."""
     if request.param is None:
-        return options_for(world), errors.InternalError, ("all adapters attached",)
+        return options_for(world), errors.InternalError, ("the adapter is attached",)
     change, error, texts = REFUSALS[request.param]
     changed = change if isinstance(change, dict) else change(world, tmp_path, monkeypatch)
     return options_for(world) | changed, error, texts
@@ -208,7 +219,7 @@ def test_the_library_raises_and_yields_nothing(
     for text in texts:
         assert text in caught.value.message
     assert tokens == []
-    assert Llm.stopped == (0 if error is errors.InternalError else 1), "no engine is left running"
+    assert Llm.stopped == 1, "no engine is left running"
 
 
 @pytest.mark.parametrize("change", [another_config, another_tokenizer])
@@ -223,7 +234,7 @@ def test_a_given_package_shows_another_base_model_before_the_engine_starts(
         asyncio.run(engine.start())
     assert Llm.stopped == 0
     engine = TenSafeAsyncEngine(TenSafeVLLMConfig(enable_he_lora=True, **options))
-    with pytest.raises(errors.InternalError, match="all adapters attached"):
+    with pytest.raises(errors.InternalError, match="the adapter is attached"):
         asyncio.run(engine.start())
 
 

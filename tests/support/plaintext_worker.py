@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
-from tensorguard.backends.vllm.connect import AttachedAdapters
+from tensorguard.backends.vllm.config import AdapterConnection
 from tensorguard.backends.vllm.install import FUSED_LAYERS, AttachedGroup, AttachedProjection, Attachment
+from tensorguard.backends.vllm.rows import adapter_key
 from tensorguard.backends.vllm.worker import HeLoraWorker
 from tensorguard.errors import DeltaUnavailableError, NotFoundError
 
@@ -46,13 +47,13 @@ class PlaintextDeltas:
         return PlaintextPending(x.astype(np.float64) @ self.weights[layer, group].T, self.fails)
 
 
-def attach_plaintext(name: str, folder: Path, fails: Path) -> Attachment:
+def attach_plaintext(key: str, folder: Path, fails: Path) -> Attachment:
     config = json.loads((folder / "adapter_config.json").read_text())
     scaling = config["lora_alpha"] / config["r"]
     halves: dict[tuple[int, str, str], npt.NDArray[np.float32]] = {}
-    for key, tensor in load_file(folder / "adapter_model.safetensors").items():
-        match = KEY.search(key)
-        assert match is not None, key
+    for parameter, tensor in load_file(folder / "adapter_model.safetensors").items():
+        match = KEY.search(parameter)
+        assert match is not None, parameter
         halves[int(match[1]), match[2], match[3]] = tensor.astype(np.float32)
     groups, weights = [], {}
     for layer in sorted({layer for layer, _, _ in halves}):
@@ -69,27 +70,41 @@ def attach_plaintext(name: str, folder: Path, fails: Path) -> Attachment:
             stacked = np.concatenate([halves[layer, n, "A"] for n in present]).astype(np.float64)
             weights[layer, group] = stacked
             groups.append(AttachedGroup(layer, group, stacked.shape[1], tuple(projections)))
-    return Attachment(name, tuple(groups), PlaintextDeltas(weights, fails))
+    return Attachment(key, tuple(groups), PlaintextDeltas(weights, fails))
 
 
-class PlaintextAdapters(AttachedAdapters):
-    def status(self) -> list[dict[str, Any]]:
-        return [
-            {"name": a.name, "digest": digest_of(a.name), "sequence": 1, "coprocessor_evidence_kind": "none"}
-            for a in self.attachments
-        ]
+@dataclass(frozen=True)
+class PlaintextAdapter:
+    name: str
+    digest: str
+    attachment: Attachment
+    sequence: int = 1
+
+    def status(self) -> dict[str, Any]:
+        return {"coprocessor_evidence_kind": "none"}
+
+    def close(self) -> None:
+        pass
 
 
 def digest_of(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-class PlaintextWorker(HeLoraWorker):
-    def attach(self) -> AttachedAdapters:
+class PlaintextConnector:
+    evidence_kind = "none"
+
+    def connect(self, connection: AdapterConnection) -> PlaintextAdapter:
         folders = json.loads(os.environ["TENSAFE_TEST_ADAPTERS"])
         fail_dir = Path(os.environ["TENSAFE_TEST_FAIL_DIR"])
-        names = [adapter.name for adapter in self.tensafe_settings.adapters]
-        if missing := [name for name in names if name not in folders]:
-            raise NotFoundError(f"the test has no adapter {missing[0]}")
-        attachments = [attach_plaintext(name, Path(folders[name]), fail_dir / name) for name in names]
-        return PlaintextAdapters(attachments, "none", (), ExitStack())
+        name = connection.name
+        if name not in folders:
+            raise NotFoundError(f"the test has no adapter {name}")
+        digest = digest_of(name)
+        attachment = attach_plaintext(adapter_key(name, digest), Path(folders[name]), fail_dir / name)
+        return PlaintextAdapter(name, digest, attachment)
+
+
+class PlaintextWorker(HeLoraWorker):
+    def connector(self) -> PlaintextConnector:
+        return PlaintextConnector()

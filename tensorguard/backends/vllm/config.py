@@ -2,8 +2,8 @@
 
 `TenSafeVLLMConfig` is the user's view: one base model and at most one adapter. `AdapterConnection` and
 `WorkerSettings` (and `options.EngineOptions`) are the same facts as the engine needs them: the inference service
-fills them from its own settings, and `WorkerSettings` is what crosses into the worker process (endpoints,
-paths and public keys; no secret). This module imports neither torch nor vLLM.
+fills them from its own settings, and they cross into the worker process (endpoints, paths and public keys; no
+secret). This module imports neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tensorguard.backends.vllm.options import NAME_PATTERN, EngineOptions, check_engine_options
+from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import ConfigurationError, NotFoundError
 
 BaseNameAnswers = Literal["base", "adapter"]
@@ -33,22 +34,36 @@ class AdapterConnection(BaseModel):
     attestor_thumbprint: str | None = None
     """RFC 7638 thumbprint of the attestor's signing key. Without it the first key seen is trusted."""
     tenant: str = "default"
-    publisher_keys: tuple[Path, ...] = Field(min_length=1)
+    publisher_keys: tuple[Path, ...] = ()
     """Public key files, one of which must have signed the adapter's manifest."""
+    publisher_pems: tuple[str, ...] = ()
+    """The same as text, for callers on another machine. There must be a key in one of the two."""
     expected_digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Manifest digest (SHA-256, hex) the adapter must have; None accepts any that verifies."""
     checked: bool = False
     """Send a check row with every request (docs/protocol.md, "Checked mode"); it is charged like a token."""
 
+    @model_validator(mode="after")
+    def _has_publisher(self) -> AdapterConnection:
+        if not self.publisher_keys and not self.publisher_pems:
+            raise ValueError("publisher_keys: give at least one, of who packed the adapter")
+        return self
+
+    def read_publisher_keys(self) -> list[VerifyingKeys]:
+        """Raises ConfigurationError for a file or text that is no public key."""
+        return [VerifyingKeys.read(path) for path in self.publisher_keys] + [
+            VerifyingKeys.from_pem(text.encode()) for text in self.publisher_pems
+        ]
+
 
 class WorkerSettings(BaseModel):
-    """What the worker process is told, as vLLM's `additional_config`."""
+    """What the worker process is told when it starts, as vLLM's `additional_config`. Adapters are told later, one by
+    one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     hooks: Literal["he-lora-1"] = "he-lora-1"
     model_path: Path
-    adapters: tuple[AdapterConnection, ...]
     require_attestation: bool = True
     """True refuses `simulated` evidence, of this host and of every coprocessor."""
     simulated_root_key: Path | None = None

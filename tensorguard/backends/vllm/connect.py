@@ -1,4 +1,4 @@
-"""From endpoints to attached adapters: the worker's side of attestation and sessions.
+"""From endpoints to connected adapters: the worker's side of attestation and sessions.
 
 Every adapter has a session of its own with its coprocessor, so its numbers are its own and its failures,
 too. A session that broke is opened again in the background (`SessionKeeper`): until it is, the adapter's
@@ -8,7 +8,6 @@ requests fail at once instead of keeping the whole batch waiting.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from tensorguard.backends.vllm.config import AdapterConnection, WorkerSettings
 from tensorguard.backends.vllm.hooks import PendingDelta
 from tensorguard.backends.vllm.install import AttachedGroup, AttachedProjection, Attachment
-from tensorguard.crypto.signatures import VerifyingKeys
+from tensorguard.backends.vllm.rows import adapter_key
 from tensorguard.errors import (
     DeltaUnavailableError,
     EvidenceRefusedError,
@@ -72,71 +71,81 @@ class AdapterDeltas:
         return self.session.begin(self.adapter, layer, group, x)
 
 
-class AttachedAdapters:
-    """All adapters of this worker. `attachments` is what the hooks need of them."""
+@dataclass(frozen=True, slots=True)
+class ConnectedAdapter:
+    """One release of an adapter and the session it is computed through. `attachment` is what the hooks need of it."""
 
-    def __init__(
-        self,
-        attachments: Sequence[Attachment],
-        evidence_kind: str,
-        keepers: Sequence[tuple[SessionKeeper, AttachedAdapter]],
-        resources: ExitStack,
-    ) -> None:
-        self.attachments = tuple(attachments)
-        self.evidence_kind = evidence_kind
-        self._keepers = tuple(keepers)
-        self._resources = resources
+    name: str
+    digest: str
+    """SHA-256 of the manifest, hex."""
+    sequence: int
+    attachment: Attachment
+    session: CoprocessorSession
+    resources: ExitStack
 
-    def status(self) -> list[dict[str, Any]]:
-        """Per adapter: name, digest, sequence, the coprocessor's evidence kind, and its session's totals."""
-        return [
-            {
-                "name": adapter.name,
-                "digest": adapter.digest,
-                "sequence": adapter.sequence,
-                "coprocessor_evidence_kind": keeper.session.evidence_kind,
-                **keeper.session.stats.snapshot(),
-            }
-            for keeper, adapter in self._keepers
-        ]
+    def status(self) -> dict[str, Any]:
+        """The coprocessor's evidence kind and the session's totals."""
+        return {"coprocessor_evidence_kind": self.session.evidence_kind, **self.session.stats.snapshot()}
 
     def close(self) -> None:
-        """End all sessions and destroy their keys."""
-        self._resources.close()
+        """End the session and destroy its keys."""
+        self.resources.close()
 
 
-def attach_adapters(settings: WorkerSettings) -> AttachedAdapters:
-    """Attest this host, open the sessions and attach every adapter of `settings`.
+class Connector:
+    """Attests this host and opens sessions with adapters' coprocessors."""
 
-    Raises UnavailableError, EvidenceError, TokenError, PackageError, NotFoundError, ... as they come;
-    BaseModelMismatchError where an adapter was packed for another base model.
-    """
-    platform = host_platform(settings)
-    identity = WorkloadIdentity.generate()
-    model = base_model_identity(settings.model_path)
-    attachments, keepers = [], []
-    with ExitStack() as resources:
-        for connection in settings.adapters:
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._host: tuple[Platform, WorkloadIdentity, BaseModelIdentity] | None = None
+
+    @property
+    def evidence_kind(self) -> str:
+        """Kind of this host's evidence; empty until it was needed."""
+        return "" if self._host is None else self._host[0].kind.value
+
+    def connect(self, connection: AdapterConnection) -> ConnectedAdapter:
+        """Open a session with the adapter's coprocessor and fetch its manifest and basis. Takes seconds.
+
+        Raises UnavailableError, EvidenceError, TokenError, PackageError, NotFoundError, ... as they come;
+        BaseModelMismatchError where the adapter was packed for another base model.
+        """
+        platform, identity, model = self._this_host()
+        with ExitStack() as resources:
             client = AttestorClient(connection.attestor_endpoint, thumbprint=connection.attestor_thumbprint)
             resources.callback(client.close)
             workload = Workload(client, identity, platform, role=Role.INFERENCE, tenant=connection.tenant)
-            keys = [VerifyingKeys.read(path) for path in connection.publisher_keys]
             options = SessionOptions(checked=connection.checked)
             session = CoprocessorSession.open(
-                connection.coprocessor_endpoint, workload, verify_keys=keys, options=options
+                connection.coprocessor_endpoint, workload, verify_keys=connection.read_publisher_keys(), options=options
             )
             resources.callback(session.close)
-            if settings.require_attestation and session.evidence_kind == EvidenceKind.SIMULATED.value:
+            if self._settings.require_attestation and session.evidence_kind == EvidenceKind.SIMULATED.value:
                 raise EvidenceRefusedError(_simulated(f"the coprocessor of adapter {connection.name!r}"))
             adapter = session.attach(connection.name)
             check_adapter(adapter, connection, model)
-            keeper = SessionKeeper(session)
-            resources.callback(keeper.close)
-            keepers.append((keeper, adapter))
-            source = AdapterDeltas(session, connection.name)
-            attachments.append(Attachment(connection.name, groups_of(adapter), source))
-        kept = resources.pop_all()
-    return AttachedAdapters(attachments, platform.kind.value, keepers, kept)
+            resources.callback(SessionKeeper(session).close)
+            return ConnectedAdapter(
+                name=connection.name,
+                digest=adapter.digest,
+                sequence=adapter.sequence,
+                attachment=Attachment(
+                    adapter_key(connection.name, adapter.digest),
+                    groups_of(adapter),
+                    AdapterDeltas(session, connection.name),
+                ),
+                session=session,
+                resources=resources.pop_all(),
+            )
+
+    def _this_host(self) -> tuple[Platform, WorkloadIdentity, BaseModelIdentity]:
+        with self._lock:
+            if self._host is None:
+                platform = host_platform(self._settings)
+                model = base_model_identity(self._settings.model_path)
+                self._host = platform, WorkloadIdentity.generate(), model
+            return self._host
 
 
 def host_platform(settings: WorkerSettings) -> Platform:

@@ -1,4 +1,4 @@
-"""Start vLLM's AsyncLLM with the hooks, and know which adapters its worker attached.
+"""Start vLLM's AsyncLLM with the hooks, and have adapters come and go in it.
 
 `EngineCore` is what both `TenSafeAsyncEngine` and the inference service are built on. It needs running
 attestors and coprocessors; it starts none.
@@ -11,7 +11,7 @@ import atexit
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -21,13 +21,10 @@ from tensorguard.backends.vllm.config import (
     resolve_model_path,
 )
 from tensorguard.backends.vllm.options import EngineOptions, check_engine_options
-from tensorguard.errors import (
-    ConfigurationError,
-    InternalError,
-    NotFoundError,
-    UnavailableError,
-)
-from tensorguard.rpc.status import error_of
+from tensorguard.errors import ConfigurationError, InternalError, UnavailableError
+
+if TYPE_CHECKING:
+    from tensorguard.backends.vllm.routing import ModelRoute, ServedAdapter
 
 log = structlog.get_logger(__name__)
 
@@ -54,14 +51,16 @@ ENVIRONMENT_REQUIRED = {
 
 
 class EngineCore:
-    """A running vLLM engine and its attached adapters. Create it with `start` inside a running event loop."""
+    """A running vLLM engine and its adapters. Create it with `start` inside a running event loop."""
 
-    def __init__(self, llm: Any, options: EngineOptions, adapters: Mapping[str, Any], model_path: Path) -> None:
+    def __init__(self, llm: Any, options: EngineOptions, model_path: Path, *, he_lora: bool = True) -> None:
+        from tensorguard.backends.vllm.registry import AdapterRegistry
+
         self.llm = llm
         self.options = options
-        self.adapters = adapters
-        """Name -> ServedAdapter."""
         self.model_path = model_path
+        self.he_lora = he_lora
+        self._registry = AdapterRegistry(self._call, options.base_name)
         self._closed = False
         atexit.register(self.shutdown)
 
@@ -71,6 +70,7 @@ class EngineCore:
         options: EngineOptions,
         adapters: Sequence[AdapterConnection] = (),
         *,
+        he_lora: bool = True,
         require_attestation: bool = True,
         simulated_root_key: Path | None = None,
         delta_timeout_seconds: float = 30.0,
@@ -78,9 +78,9 @@ class EngineCore:
     ) -> EngineCore:
         """Load the model, attach the adapters, and answer when both are done. Takes the time vLLM takes.
 
-        Raises the TenSafeError that kept an adapter from being attached (after shutting vLLM down),
-        ConfigurationError for options that vLLM refuses, NotFoundError for a model that is not there, InternalError
-        where vLLM itself does not start.
+        Without `he_lora` vLLM runs as it comes, and no adapter can be attached. Raises the TenSafeError that kept an
+        adapter from being attached (after shutting vLLM down), ConfigurationError for options that vLLM refuses,
+        NotFoundError for a model that is not there, InternalError where vLLM itself does not start.
         """
         check_engine_options(options)
         names = [adapter.name for adapter in adapters]
@@ -90,10 +90,9 @@ class EngineCore:
             )
         model_path = resolve_model_path(options.model)
         arguments = engine_arguments(options, model_path)
-        if adapters:
+        if he_lora:
             settings = WorkerSettings(
                 model_path=model_path,
-                adapters=tuple(adapters),
                 require_attestation=require_attestation,
                 simulated_root_key=simulated_root_key,
                 delta_timeout_seconds=delta_timeout_seconds,
@@ -119,48 +118,58 @@ class EngineCore:
             raise ConfigurationError(f"vLLM refuses these options: {error}") from error
         except Exception as error:
             raise InternalError(f"vLLM did not start: {error}") from error
-        core = cls(llm, options, {}, model_path)
+        core = cls(llm, options, model_path, he_lora=he_lora)
         try:
-            core.adapters = await core._attached(names) if names else {}
+            for adapter in adapters:
+                await core.add_adapter(adapter)
         except BaseException:
             core.shutdown()
             raise
         log.info("engine_ready", model=options.base_name, adapters=names)
         return core
 
-    async def _attached(self, names: Sequence[str]) -> dict[str, Any]:
-        from tensorguard.backends.vllm.routing import ServedAdapter
+    @property
+    def adapters(self) -> Mapping[str, ServedAdapter]:
+        """What new requests get, by name. Changes as adapters come and go."""
+        return self._registry.served
 
-        status = await self.status()
-        adapters = {a["name"]: ServedAdapter(a["name"], a["digest"], a["sequence"]) for a in status["adapters"]}
-        if sorted(adapters) != sorted(names):
-            raise InternalError(f"the worker attached {sorted(adapters)} instead of {sorted(names)}")
-        return adapters
+    async def add_adapter(self, connection: AdapterConnection) -> ServedAdapter:
+        """Attach an adapter while requests run. Returns when new requests get it.
+
+        Under a name that is served already it replaces that release: requests that run finish on the old one, which is
+        then detached. Raises the TenSafeError that kept it from being attached; nothing has changed then.
+        """
+        if not self.he_lora:
+            raise ConfigurationError("this engine was started without private adapters; set enable_he_lora=True")
+        return await self._registry.add(connection)
+
+    async def remove_adapter(self, name: str) -> None:
+        """Serve an adapter no longer. Returns when its running requests have ended and its keys are destroyed.
+
+        Raises NotFoundError.
+        """
+        await self._registry.remove(name)
 
     async def status(self) -> dict[str, Any]:
-        """The worker's `tensafe_status`. Raises the worker's error, or UnavailableError if it does not
-        answer."""
+        """The worker's `tensafe_status`. Raises UnavailableError if it does not answer."""
         try:
-            (status,) = await asyncio.wait_for(self.llm.collective_rpc("tensafe_status"), STATUS_SECONDS)
+            return await asyncio.wait_for(self._call("tensafe_status"), STATUS_SECONDS)
         except (TimeoutError, asyncio.TimeoutError):
             raise UnavailableError(f"the engine's worker did not answer within {STATUS_SECONDS:g} s") from None
-        if status["error"] is not None:
-            reason, message = status["error"]["reason"], status["error"]["message"]
-            raise error_of(reason, message) or InternalError(message)
-        return status
 
-    def route(self, adapter: str | None) -> Any:
-        """The engine client (`ModelRoute`) that answers through `adapter`, or with the base model for
-        None."""
+    async def _call(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """The first rank's answer to a `tensafe_...` method. A method waits for the step that is running."""
+        answers = await self.llm.collective_rpc(method, args=arguments)
+        return dict(answers[0])
+
+    def route(self, adapter: str | None) -> ModelRoute:
+        """The engine client that answers through the present release of `adapter`, or with the base model for None.
+
+        Raises NotFoundError.
+        """
         from tensorguard.backends.vllm.routing import ModelRoute
 
-        if adapter is None:
-            return ModelRoute(self.llm, None)
-        if adapter not in self.adapters:
-            raise NotFoundError(
-                f"there is no adapter {adapter!r} here; there are: {', '.join(self.adapters) or 'none'}"
-            )
-        return ModelRoute(self.llm, self.adapters[adapter])
+        return ModelRoute(self.llm, None if adapter is None else self._registry.get(adapter))
 
     @property
     def failed(self) -> bool:
@@ -173,6 +182,7 @@ class EngineCore:
             return
         self._closed = True
         atexit.unregister(self.shutdown)
+        self._registry.close()
         self.llm.shutdown(timeout=5.0)
         # Its __del__ would do it again, possibly when the interpreter has already taken vLLM's modules apart.
         self.llm.shutdown = lambda timeout=None: None

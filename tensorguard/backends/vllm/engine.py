@@ -103,7 +103,7 @@ class TenSafeAsyncEngine:
         """What the engine's worker reports: evidence kinds, bytes and seconds spent on encrypted
         computation."""
         core = await self.start()
-        return await core.status() if self.config.enable_he_lora else {"error": None, "adapters": []}
+        return await core.status() if self.config.enable_he_lora else {"evidence_kind": "", "adapters": []}
 
     async def shutdown(self) -> None:
         """Stop vLLM and the embedded services. Safe to call again; a later use starts them anew."""
@@ -122,7 +122,7 @@ class TenSafeAsyncEngine:
     async def _start(self) -> EngineCore:
         config = self.config
         if not config.enable_he_lora:
-            return await EngineCore.start(config.engine_options())
+            return await EngineCore.start(config.engine_options(), he_lora=False)
         if config.coprocessor_endpoint is not None:
             connection, root_key = self._given(), config.simulated_root_key
         else:

@@ -74,7 +74,8 @@ class HookCounters:
 class ForwardPass:
     """The adapted rows of the forward pass that is running, and the requests of it that failed."""
 
-    sources: Mapping[str, DeltaSource]
+    sources: dict[str, DeltaSource]
+    """By the adapter's key; changes between two steps only."""
     device: torch.device
     timeout: float
     active: list[AdapterRows] = field(default_factory=list)
@@ -113,7 +114,8 @@ class ForwardPass:
 class HookedLinearMethod(LinearMethodBase):
     """A linear layer's own method, plus the deltas of whichever adapters the batch asks for.
 
-    bases: per adapter name, the projections that this layer's group has in that adapter.
+    bases: per adapter key, the projections that this layer's group has in that adapter; changes between two steps
+    only.
     """
 
     def __init__(

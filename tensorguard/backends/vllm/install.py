@@ -1,10 +1,15 @@
-"""Put the hooks onto the linear layers of a loaded model."""
+"""Put the hooks onto the linear layers of a loaded model, and adapters into the hooks.
+
+Every fused layer of the language model is hooked when the model is loaded, before anything is compiled or
+captured. Which adapters a hook computes is a mapping that changes between two steps, so attaching and detaching
+touch neither the model nor its graphs.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +27,13 @@ FUSED_LAYERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "gate_up_proj": ("gate_up", ("gate_proj", "up_proj")),
     "down_proj": ("down", ("down_proj",)),
 }
-_LAYER_NAME = re.compile(rf"(?:^|\.)layers\.(\d+)\.[a-z_]+\.({'|'.join(FUSED_LAYERS)})$")
+# Decoder layers of the language model. Vision towers, encoders, draft models and experts have other paths.
+_LAYER_NAME = re.compile(
+    rf"^(?:(?:model|language_model)\.)*layers\.(\d+)\.(?:self_attn|mlp)\.({'|'.join(FUSED_LAYERS)})$"
+)
+
+Site = tuple[int, str]
+"""(layer number, group), such as (0, "qkv")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,35 +61,71 @@ class AttachedGroup:
 class Attachment:
     """An adapter that is ready to be computed."""
 
-    name: str
+    key: str
+    """What requests name it by: the adapter's name and release (`rows.adapter_key`)."""
     groups: tuple[AttachedGroup, ...]
     source: DeltaSource
 
 
-def install_hooks(model: torch.nn.Module, attachments: Sequence[Attachment], forward_pass: ForwardPass) -> int:
-    """Hook exactly the layers that an adapter has a group for; returns their number.
+@dataclass(frozen=True, slots=True)
+class FittedAdapter:
+    """An adapter whose groups were found to fit the served model."""
 
-    Raises UnsupportedAdapterError where an adapter has a group that the model has no layer for, and
-    BaseModelMismatchError where the shapes differ.
-    """
-    layers = dict(_fused_layers(model))
-    hooks: dict[tuple[int, str], dict[str, tuple[ProjectionBasis, ...]]] = {}
-    for attachment in attachments:
+    key: str
+    bases: Mapping[Site, tuple[ProjectionBasis, ...]]
+    source: DeltaSource
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """The hooks of one model. `fit` may run in any thread; `add` and `remove` only between two steps."""
+
+    layers: Mapping[Site, LinearBase]
+    methods: Mapping[Site, HookedLinearMethod]
+    forward_pass: ForwardPass = field(repr=False)
+
+    def fit(self, attachment: Attachment) -> FittedAdapter:
+        """Check an adapter against the model and bring its bases to the layers' devices; changes nothing.
+
+        Raises UnsupportedAdapterError where the adapter has a group that the model has no layer for, and
+        BaseModelMismatchError where the shapes differ.
+        """
+        bases = {}
         for group in attachment.groups:
             site = (group.layer, group.group)
-            if site not in layers:
+            if site not in self.layers:
                 raise UnsupportedAdapterError(
-                    f"adapter {attachment.name!r} has group {group.group!r} in layer {group.layer}, "
-                    f"which the served model does not have; pack the adapter for this base model"
+                    f"adapter {attachment.key!r} has group {group.group!r} in layer {group.layer}, which the served "
+                    "model has no dense layer for (layers of experts, vision and embedding layers cannot be adapted); "
+                    "pack the adapter for this base model"
                 )
-            hooks.setdefault(site, {})[attachment.name] = _bases(layers[site], group, attachment.name)
-    for (number, name), bases in hooks.items():
-        layer = layers[number, name]
-        layer.quant_method = HookedLinearMethod(layer.quant_method, number, name, bases, forward_pass)
-    return len(hooks)
+            bases[site] = _bases(self.layers[site], group, attachment.key)
+        return FittedAdapter(attachment.key, bases, attachment.source)
+
+    def add(self, adapter: FittedAdapter) -> None:
+        """Compute `adapter` for the requests that name it, from the next step on."""
+        for site, bases in adapter.bases.items():
+            self.methods[site].bases[adapter.key] = bases
+        self.forward_pass.sources[adapter.key] = adapter.source
+
+    def remove(self, key: str) -> None:
+        """Forget an adapter. Requests that still name it fail."""
+        self.forward_pass.sources.pop(key, None)
+        for method in self.methods.values():
+            method.bases.pop(key, None)
 
 
-def _fused_layers(model: torch.nn.Module) -> Iterator[tuple[tuple[int, str], LinearBase]]:
+def install_hooks(model: torch.nn.Module, forward_pass: ForwardPass) -> Hooks:
+    """Hook every fused linear layer of the model's decoder."""
+    layers = dict(_fused_layers(model))
+    methods = {}
+    for (number, group), layer in layers.items():
+        method = HookedLinearMethod(layer.quant_method, number, group, {}, forward_pass)
+        layer.quant_method = methods[number, group] = method
+    return Hooks(layers, methods, forward_pass)
+
+
+def _fused_layers(model: torch.nn.Module) -> Iterator[tuple[Site, LinearBase]]:
     for name, module in model.named_modules():
         match = _LAYER_NAME.search(name)
         if match and isinstance(module, LinearBase):

@@ -22,18 +22,27 @@ class AdapterRows:
     """The rows of one adapter in one forward pass."""
 
     adapter: str
+    """Its key."""
     request_ids: tuple[str, ...]
     count: int
     index: slice | torch.Tensor
     """A slice where the rows are consecutive (a view costs nothing), otherwise int64 row numbers."""
 
 
+def adapter_key(name: str, digest: str) -> str:
+    """What an adapter is called inside the engine: users' name and release.
+
+    A request carries the key, so that it stays on one release for its whole life while the name moves on.
+    """
+    return f"{name}@{digest[:16]}"
+
+
 def adapter_of(extra_args: Mapping[str, Any] | None) -> str | None:
-    """The adapter a request names, or None for the base model."""
+    """The key of the adapter that a request names, or None for the base model."""
     if not extra_args:
         return None
-    name = extra_args.get(ADAPTER_ARGUMENT)
-    return None if name is None else str(name)
+    key = extra_args.get(ADAPTER_ARGUMENT)
+    return None if key is None else str(key)
 
 
 def map_rows(

@@ -2,18 +2,17 @@
 
 The worker process holds everything secret of the host's side: its attested identity, the CKKS secret keys
 and the ciphertext streams. In come endpoints, paths and public keys (`WorkerSettings`, through
-`additional_config`); out go tokens, the ids of requests that lack a delta, and the numbers of
-`tensafe_status`.
+`additional_config`, and an `AdapterConnection` for each adapter); out go tokens, the ids of requests that lack a
+delta, and the numbers of `tensafe_status`.
 
-An adapter that cannot be attached does not stop vLLM's own start-up, whose errors lose their type on the
-way out of the process: `tensafe_status` reports the error, the engine raises it and shuts down. Until then
-a request that names the adapter fails, since no source of deltas is there.
+The methods `tensafe_...` are called by the serving process with vLLM's `collective_rpc`, on every rank and between
+two steps. They never hold a step up: what takes long runs in a thread (`attachments`). A request that names an
+adapter which is not attached fails, since no source of deltas is there.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Any, cast
 
 import structlog
@@ -21,12 +20,13 @@ import torch
 from vllm.platforms import current_platform
 from vllm.v1.outputs import ModelRunnerOutput
 
+from tensorguard.backends.vllm.attachments import Attachments, Connects
 from tensorguard.backends.vllm.compiled import register_layers, split_at_hooks
-from tensorguard.backends.vllm.config import WorkerSettings
-from tensorguard.backends.vllm.connect import AttachedAdapters, attach_adapters
+from tensorguard.backends.vllm.config import AdapterConnection, WorkerSettings
+from tensorguard.backends.vllm.connect import Connector
 from tensorguard.backends.vllm.failures import StepOutput
 from tensorguard.backends.vllm.hooks import ForwardPass
-from tensorguard.backends.vllm.install import install_hooks
+from tensorguard.backends.vllm.install import Hooks, install_hooks
 from tensorguard.backends.vllm.lifetime import exit_with_parent
 from tensorguard.backends.vllm.rows import adapter_of
 from tensorguard.errors import ConfigurationError, TenSafeError
@@ -50,31 +50,21 @@ class HeLoraWorker(BaseWorker):
             configure_logging("engine", stream=sys.stderr)
         split_at_hooks(self.vllm_config.compilation_config)
         self.tensafe_settings = cast("WorkerSettings", self.vllm_config.additional_config)
-        self.tensafe_adapters: AttachedAdapters | None = None
-        self.tensafe_error: TenSafeError | None = None
-        self.tensafe_hooks = 0
+        self.tensafe_attachments: Attachments | None = None
+        self.tensafe_hooks: Hooks | None = None
         self.forward_pass: ForwardPass | None = None
 
     def load_model(self, **kwargs: Any) -> None:
         super().load_model(**kwargs)
-        attachments: Sequence[Any] = ()
-        try:
-            self.tensafe_adapters = self.attach()
-            attachments = self.tensafe_adapters.attachments
-            self.forward_pass = self._forward_pass({a.name: a.source for a in attachments})
-            self.tensafe_hooks = install_hooks(self.get_model(), attachments, self.forward_pass)
-            register_layers(self.get_model(), self.vllm_config.compilation_config.static_forward_context)
-        except TenSafeError as error:
-            self.tensafe_error = error
-            self.forward_pass = self._forward_pass({})
+        self.forward_pass = ForwardPass({}, self.device, self.tensafe_settings.delta_timeout_seconds)
+        self.tensafe_hooks = install_hooks(self.get_model(), self.forward_pass)
+        register_layers(self.get_model(), self.vllm_config.compilation_config.static_forward_context)
+        self.tensafe_attachments = Attachments(self.connector(), self.tensafe_hooks)
         self._watch_forward_passes(self.forward_pass)
 
-    def attach(self) -> AttachedAdapters:
-        """Open a session to every adapter's coprocessor. Raises TenSafeError."""
-        return attach_adapters(self.tensafe_settings)
-
-    def _forward_pass(self, sources: dict[str, Any]) -> ForwardPass:
-        return ForwardPass(sources, self.device, self.tensafe_settings.delta_timeout_seconds)
+    def connector(self) -> Connects:
+        """What opens the sessions with coprocessors."""
+        return Connector(self.tensafe_settings)
 
     def _watch_forward_passes(self, forward_pass: ForwardPass) -> None:
         """Tell `forward_pass` before each real forward pass whose rows are in it (profiling does not pass
@@ -109,28 +99,52 @@ class HeLoraWorker(BaseWorker):
             raise RuntimeError(f"cannot remove tokens from a {type(output).__name__}; async scheduling must be off")
         return StepOutput.without(output, failed)
 
+    def tensafe_attach(self, connection: dict[str, Any]) -> dict[str, Any]:
+        """Start to attach the adapter of an `AdapterConnection`: {"ticket": number for `tensafe_attach_outcome`}."""
+        assert self.tensafe_attachments is not None
+        return {"ticket": self.tensafe_attachments.begin(AdapterConnection.model_validate(connection))}
+
+    def tensafe_attach_outcome(self, ticket: int) -> dict[str, Any]:
+        """How an attempt stands: {"adapter": None} while it is under way, then its description or the error."""
+        assert self.tensafe_attachments is not None
+        try:
+            return {"adapter": self.tensafe_attachments.outcome(ticket)}
+        except TenSafeError as error:
+            return refusal(error)
+
+    def tensafe_detach(self, key: str) -> dict[str, Any]:
+        """Detach an adapter: {} or the error."""
+        assert self.tensafe_attachments is not None
+        try:
+            self.tensafe_attachments.detach(key)
+        except TenSafeError as error:
+            return refusal(error)
+        return {}
+
     def tensafe_status(self) -> dict[str, Any]:
-        """Numbers and names for status pages, or the error that kept the adapters from being attached."""
-        if self.tensafe_error is not None:
-            return {"error": {"reason": self.tensafe_error.reason, "message": self.tensafe_error.message}}
-        assert self.tensafe_adapters is not None
+        """Numbers and names for status pages."""
+        assert self.tensafe_attachments is not None
+        assert self.tensafe_hooks is not None
         assert self.forward_pass is not None
         counters = self.forward_pass.counters
         return {
-            "error": None,
-            "evidence_kind": self.tensafe_adapters.evidence_kind,
-            "hooked_layers": self.tensafe_hooks,
+            "hooked_layers": len(self.tensafe_hooks.methods),
             "forward_passes": counters.forward_passes,
             "adapted_rows": counters.adapted_rows,
             "hook_seconds": counters.hook_seconds,
             "base_seconds": counters.base_seconds,
             "calls": counters.calls,
             "failed_calls": counters.failed_calls,
-            "adapters": self.tensafe_adapters.status(),
+            **self.tensafe_attachments.status(),
         }
 
     def shutdown(self) -> None:
-        if self.tensafe_adapters is not None:
-            self.tensafe_adapters.close()
-            self.tensafe_adapters = None
+        if self.tensafe_attachments is not None:
+            self.tensafe_attachments.close()
+            self.tensafe_attachments = None
         super().shutdown()
+
+
+def refusal(error: TenSafeError) -> dict[str, Any]:
+    """An error on its way to the serving process, which raises it there (vLLM would not keep its type)."""
+    return {"error": {"reason": error.reason, "message": error.message}}

@@ -292,3 +292,127 @@ class AdapterStatus(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AdapterStatus: _TypeAlias = AdapterStatus  # noqa: Y015
+
+@_typing.final
+class AttachAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___AdapterConnection: ...
+    def __init__(
+        self,
+        *,
+        adapter: Global___AdapterConnection | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachAdapterRequest: _TypeAlias = AttachAdapterRequest  # noqa: Y015
+
+@_typing.final
+class AdapterConnection(_message.Message):
+    """Where an adapter's coprocessor and attestor are, as this host reaches them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COPROCESSOR_ENDPOINT_FIELD_NUMBER: _builtins.int
+    ATTESTOR_ENDPOINT_FIELD_NUMBER: _builtins.int
+    ATTESTOR_THUMBPRINT_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PUBLISHER_KEYS_FIELD_NUMBER: _builtins.int
+    EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
+    CHECKED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Model name, and the adapter's name at the coprocessor."""
+    coprocessor_endpoint: _builtins.str
+    """host:port or unix:path."""
+    attestor_endpoint: _builtins.str
+    attestor_thumbprint: _builtins.str
+    """RFC 7638 thumbprint of the attestor's key; without it the first key seen is trusted."""
+    tenant: _builtins.str
+    expected_digest: _builtins.str
+    """Manifest digest (SHA-256, hex) that the adapter must have; empty accepts any that verifies."""
+    checked: _builtins.bool
+    """Send a check row with every request."""
+    @_builtins.property
+    def publisher_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """PEM of the public keys, one of which must have signed the adapter's manifest."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        coprocessor_endpoint: _builtins.str = ...,
+        attestor_endpoint: _builtins.str = ...,
+        attestor_thumbprint: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        publisher_keys: _abc.Iterable[_builtins.str] | None = ...,
+        expected_digest: _builtins.str = ...,
+        checked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestor_endpoint", b"attestor_endpoint", "attestor_thumbprint", b"attestor_thumbprint", "checked", b"checked", "coprocessor_endpoint", b"coprocessor_endpoint", "expected_digest", b"expected_digest", "name", b"name", "publisher_keys", b"publisher_keys", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterConnection: _TypeAlias = AdapterConnection  # noqa: Y015
+
+@_typing.final
+class AttachAdapterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___Model: ...
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachAdapterResponse: _TypeAlias = AttachAdapterResponse  # noqa: Y015
+
+@_typing.final
+class DetachAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachAdapterRequest: _TypeAlias = DetachAdapterRequest  # noqa: Y015
+
+@_typing.final
+class DetachAdapterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachAdapterResponse: _TypeAlias = DetachAdapterResponse  # noqa: Y015

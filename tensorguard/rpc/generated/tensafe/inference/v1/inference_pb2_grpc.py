@@ -50,6 +50,16 @@ class InferenceServiceStub:
                 request_serializer=tensafe_dot_inference_dot_v1_dot_inference__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=tensafe_dot_inference_dot_v1_dot_inference__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.AttachAdapter = channel.unary_unary(
+                '/tensafe.inference.v1.InferenceService/AttachAdapter',
+                request_serializer=tensafe_dot_inference_dot_v1_dot_inference__pb2.AttachAdapterRequest.SerializeToString,
+                response_deserializer=tensafe_dot_inference_dot_v1_dot_inference__pb2.AttachAdapterResponse.FromString,
+                _registered_method=True)
+        self.DetachAdapter = channel.unary_unary(
+                '/tensafe.inference.v1.InferenceService/DetachAdapter',
+                request_serializer=tensafe_dot_inference_dot_v1_dot_inference__pb2.DetachAdapterRequest.SerializeToString,
+                response_deserializer=tensafe_dot_inference_dot_v1_dot_inference__pb2.DetachAdapterResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -75,6 +85,21 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachAdapter(self, request, context):
+        """Serves an adapter, in place of the release that is served under its name, if there is one: running requests finish
+        on that one. For operators with the admin secret. Returns when new requests get the adapter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetachAdapter(self, request, context):
+        """Serves an adapter no longer. Returns when its running requests have ended and its keys are destroyed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +117,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=tensafe_dot_inference_dot_v1_dot_inference__pb2.GetStatusRequest.FromString,
                     response_serializer=tensafe_dot_inference_dot_v1_dot_inference__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'AttachAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachAdapter,
+                    request_deserializer=tensafe_dot_inference_dot_v1_dot_inference__pb2.AttachAdapterRequest.FromString,
+                    response_serializer=tensafe_dot_inference_dot_v1_dot_inference__pb2.AttachAdapterResponse.SerializeToString,
+            ),
+            'DetachAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetachAdapter,
+                    request_deserializer=tensafe_dot_inference_dot_v1_dot_inference__pb2.DetachAdapterRequest.FromString,
+                    response_serializer=tensafe_dot_inference_dot_v1_dot_inference__pb2.DetachAdapterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +211,60 @@ class InferenceService:
             '/tensafe.inference.v1.InferenceService/GetStatus',
             tensafe_dot_inference_dot_v1_dot_inference__pb2.GetStatusRequest.SerializeToString,
             tensafe_dot_inference_dot_v1_dot_inference__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tensafe.inference.v1.InferenceService/AttachAdapter',
+            tensafe_dot_inference_dot_v1_dot_inference__pb2.AttachAdapterRequest.SerializeToString,
+            tensafe_dot_inference_dot_v1_dot_inference__pb2.AttachAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetachAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tensafe.inference.v1.InferenceService/DetachAdapter',
+            tensafe_dot_inference_dot_v1_dot_inference__pb2.DetachAdapterRequest.SerializeToString,
+            tensafe_dot_inference_dot_v1_dot_inference__pb2.DetachAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,12 @@ class InferenceServiceStub:
     Complete: _grpc.UnaryStreamMultiCallable[_inference_pb2.CompleteRequest, _inference_pb2.CompleteResponse]
     """One OpenAI request. The response is one head followed by body chunks: a JSON document, or server-sent events."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetStatusRequest, _inference_pb2.GetStatusResponse]
+    AttachAdapter: _grpc.UnaryUnaryMultiCallable[_inference_pb2.AttachAdapterRequest, _inference_pb2.AttachAdapterResponse]
+    """Serves an adapter, in place of the release that is served under its name, if there is one: running requests finish
+    on that one. For operators with the admin secret. Returns when new requests get the adapter.
+    """
+    DetachAdapter: _grpc.UnaryUnaryMultiCallable[_inference_pb2.DetachAdapterRequest, _inference_pb2.DetachAdapterResponse]
+    """Serves an adapter no longer. Returns when its running requests have ended and its keys are destroyed."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -47,6 +53,12 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Complete: _aio.UnaryStreamMultiCallable[_inference_pb2.CompleteRequest, _inference_pb2.CompleteResponse]  # type: ignore[assignment]
     """One OpenAI request. The response is one head followed by body chunks: a JSON document, or server-sent events."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetStatusRequest, _inference_pb2.GetStatusResponse]  # type: ignore[assignment]
+    AttachAdapter: _aio.UnaryUnaryMultiCallable[_inference_pb2.AttachAdapterRequest, _inference_pb2.AttachAdapterResponse]  # type: ignore[assignment]
+    """Serves an adapter, in place of the release that is served under its name, if there is one: running requests finish
+    on that one. For operators with the admin secret. Returns when new requests get the adapter.
+    """
+    DetachAdapter: _aio.UnaryUnaryMultiCallable[_inference_pb2.DetachAdapterRequest, _inference_pb2.DetachAdapterResponse]  # type: ignore[assignment]
+    """Serves an adapter no longer. Returns when its running requests have ended and its keys are destroyed."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """InferenceService carries OpenAI requests; vLLM's own serving code gives them their meaning."""
@@ -72,5 +84,23 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.GetStatusResponse, _abc.Awaitable[_inference_pb2.GetStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AttachAdapter(
+        self,
+        request: _inference_pb2.AttachAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.AttachAdapterResponse, _abc.Awaitable[_inference_pb2.AttachAdapterResponse]]:
+        """Serves an adapter, in place of the release that is served under its name, if there is one: running requests finish
+        on that one. For operators with the admin secret. Returns when new requests get the adapter.
+        """
+
+    @_abc_1.abstractmethod
+    def DetachAdapter(
+        self,
+        request: _inference_pb2.DetachAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.DetachAdapterResponse, _abc.Awaitable[_inference_pb2.DetachAdapterResponse]]:
+        """Serves an adapter no longer. Returns when its running requests have ended and its keys are destroyed."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
