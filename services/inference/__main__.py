@@ -46,6 +46,8 @@ async def serve(settings: InferenceSettings) -> None:
         require_attestation=settings.require_attestation,
         simulated_root_key=settings.simulated_root_key,
         delta_timeout_seconds=settings.delta_timeout_seconds,
+        pool_bytes=settings.pool_bytes,
+        shared_memory_bytes=settings.shared_memory_bytes,
     )
     try:
         await serve_engine(settings, core)

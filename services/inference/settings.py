@@ -8,9 +8,10 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from tensorguard.backends.vllm.config import AdapterConnection, BaseNameAnswers
+from tensorguard.backends.vllm.config import SESSION_DEFAULTS, AdapterConnection, BaseNameAnswers
 from tensorguard.backends.vllm.options import EngineOptions, check_engine_options
 from tensorguard.errors import ConfigurationError
+from tensorguard.session.shared_memory import MAX_BYTES, PAGE
 from tensorguard.settings import Address, load_service_settings, service_settings
 
 
@@ -34,6 +35,18 @@ class InferenceSettings(EngineOptions, BaseSettings):
     )
     simulated_root_key: Path | None = Field(None, description="private key that signs this host's simulated evidence")
     delta_timeout_seconds: float = Field(30.0, gt=0, description="how long a forward pass waits for one delta")
+    pool_bytes: int = Field(
+        SESSION_DEFAULTS.pool_bytes,
+        ge=0,
+        description="bytes of encryptions of zero made ahead, in idle time, for each adapter's key; 0 makes none ahead",
+    )
+    shared_memory_bytes: int = Field(
+        SESSION_DEFAULTS.shared_memory_bytes,
+        ge=0,
+        le=MAX_BYTES,
+        multiple_of=PAGE,
+        description="memory to share with each adapter's coprocessor on this machine, whole pages; 0 turns it off",
+    )
 
     tool_call_parser: str | None = Field(None, description="vLLM's parser of tool calls for this model")
 

@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tensorguard.backends.vllm.options import NAME_PATTERN, EngineOptions, check_engine_options
 from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import ConfigurationError, NotFoundError
+from tensorguard.session.options import SessionOptions
 
 BaseNameAnswers = Literal["base", "adapter"]
+SESSION_DEFAULTS = SessionOptions()
 
 
 class AdapterConnection(BaseModel):
@@ -69,6 +71,9 @@ class WorkerSettings(BaseModel):
     simulated_root_key: Path | None = None
     """Key file that signs this host's simulated evidence, where the machine has no TEE."""
     delta_timeout_seconds: float = 30.0
+    pool_bytes: int = SESSION_DEFAULTS.pool_bytes
+    shared_memory_bytes: int = SESSION_DEFAULTS.shared_memory_bytes
+    """Both as in `SessionOptions`, for the session of each adapter."""
 
     def compute_hash(self) -> str:
         """What vLLM tells compiled graphs in its cache apart by: that there are hooks, and which. Graphs do not

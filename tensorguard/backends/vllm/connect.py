@@ -116,7 +116,11 @@ class Connector:
             client = AttestorClient(connection.attestor_endpoint, thumbprint=connection.attestor_thumbprint)
             resources.callback(client.close)
             workload = Workload(client, identity, platform, role=Role.INFERENCE, tenant=connection.tenant)
-            options = SessionOptions(checked=connection.checked)
+            options = SessionOptions(
+                checked=connection.checked,
+                pool_bytes=self._settings.pool_bytes,
+                shared_memory_bytes=self._settings.shared_memory_bytes,
+            )
             session = CoprocessorSession.open(
                 connection.coprocessor_endpoint, workload, verify_keys=connection.read_publisher_keys(), options=options
             )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from tensorguard.backends.vllm.config import (
+    SESSION_DEFAULTS,
     AdapterConnection,
     WorkerSettings,
     resolve_model_path,
@@ -74,6 +75,8 @@ class EngineCore:
         require_attestation: bool = True,
         simulated_root_key: Path | None = None,
         delta_timeout_seconds: float = 30.0,
+        pool_bytes: int = SESSION_DEFAULTS.pool_bytes,
+        shared_memory_bytes: int = SESSION_DEFAULTS.shared_memory_bytes,
         worker_class: str = WORKER_CLASS,
     ) -> EngineCore:
         """Load the model, attach the adapters, and answer when both are done. Takes the time vLLM takes.
@@ -96,6 +99,8 @@ class EngineCore:
                 require_attestation=require_attestation,
                 simulated_root_key=simulated_root_key,
                 delta_timeout_seconds=delta_timeout_seconds,
+                pool_bytes=pool_bytes,
+                shared_memory_bytes=shared_memory_bytes,
             )
             if not options.enforce_eager:
                 # Hooks run between graphs: one graph of a whole pass would leave them out.

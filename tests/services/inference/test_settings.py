@@ -60,6 +60,8 @@ def test_the_default_listens_on_loopback_and_wants_evidence() -> None:
         ("SPECULATIVE_MODEL", "small", "num_speculative_tokens"),
         ("TRUST_REMOTE_CODE", "true", "trust_remote_code"),
         ("BASE_NAME_ANSWERS", "adapter", "base_name_answers"),
+        ("POOL_BYTES", "-1", "--pool-bytes"),
+        ("SHARED_MEMORY_BYTES", "5000", "--shared-memory-bytes"),
         ("NO_SUCH_OPTION", "1", "TENSAFE_INFERENCE_NO_SUCH_OPTION"),
     ],
 )
