@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from tensorguard.backends.vllm.compatibility import check_vllm
 from tensorguard.backends.vllm.config import (
     SESSION_DEFAULTS,
     AdapterConnection,
@@ -34,7 +35,7 @@ SCHEDULER_CLASS = "tensorguard.backends.vllm.failures.FailClosedScheduler"
 STATUS_SECONDS = 30.0
 GIB = 1 << 30
 
-# Set before vLLM is imported; what the environment already says wins, except where the hooks depend on it.
+# Set before vLLM is imported; what the environment already says wins.
 ENVIRONMENT_DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -44,9 +45,7 @@ ENVIRONMENT_DEFAULTS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Idle threads sleep instead of spinning: on a small machine vLLM shares its cores with the coprocessor.
     "OMP_WAIT_POLICY": "PASSIVE",
-}
-ENVIRONMENT_REQUIRED = {
-    # The hooks know the V1 runner.
+    # The hooks know both runners, but V2 needs a GPU and has not been seen with them on one.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
 }
 
@@ -112,7 +111,7 @@ class EngineCore:
             }
         for name, value in ENVIRONMENT_DEFAULTS.items():
             os.environ.setdefault(name, value)
-        os.environ.update(ENVIRONMENT_REQUIRED)
+        check_vllm()
         log.info("engine_starting", model=str(model_path), adapters=names)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM

@@ -18,7 +18,7 @@ from typing import Any, cast
 import structlog
 import torch
 from vllm.platforms import current_platform
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from tensorguard.backends.vllm.attachments import Attachments, Connects
 from tensorguard.backends.vllm.compiled import register_layers, split_at_hooks
@@ -28,8 +28,8 @@ from tensorguard.backends.vllm.failures import StepOutput
 from tensorguard.backends.vllm.hooks import ForwardPass
 from tensorguard.backends.vllm.install import Hooks, install_hooks
 from tensorguard.backends.vllm.lifetime import exit_with_parent
-from tensorguard.backends.vllm.rows import adapter_of
-from tensorguard.errors import ConfigurationError, TenSafeError
+from tensorguard.backends.vllm.runners import watch
+from tensorguard.errors import TenSafeError
 from tensorguard.observability.logging import configure_logging
 
 if current_platform.is_cpu():
@@ -60,34 +60,11 @@ class HeLoraWorker(BaseWorker):
         self.tensafe_hooks = install_hooks(self.get_model(), self.forward_pass)
         register_layers(self.get_model(), self.vllm_config.compilation_config.static_forward_context)
         self.tensafe_attachments = Attachments(self.connector(), self.tensafe_hooks)
-        self._watch_forward_passes(self.forward_pass)
+        watch(self.model_runner, self.forward_pass)
 
     def connector(self) -> Connects:
         """What opens the sessions with coprocessors."""
         return Connector(self.tensafe_settings)
-
-    def _watch_forward_passes(self, forward_pass: ForwardPass) -> None:
-        """Tell `forward_pass` before each real forward pass whose rows are in it (profiling does not pass
-        here)."""
-        runner = self.model_runner
-        forward = getattr(runner, "_model_forward", None)
-        if forward is None or not hasattr(runner, "input_batch"):
-            raise ConfigurationError(
-                f"{type(runner).__module__} is not a runner the hooks know; set VLLM_USE_V2_MODEL_RUNNER=0"
-            )
-
-        def model_forward(*args: Any, **kwargs: Any) -> Any:
-            batch = runner.input_batch
-            request_ids = batch.req_ids[: batch.num_reqs]
-            parameters = (runner.requests[request_id].sampling_params for request_id in request_ids)
-            adapters = [None if p is None else adapter_of(p.extra_args) for p in parameters]
-            forward_pass.start(request_ids, adapters, runner.query_start_loc.np)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                forward_pass.finish()
-
-        runner._model_forward = model_forward
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput:
@@ -95,8 +72,9 @@ class HeLoraWorker(BaseWorker):
         failed = self.forward_pass.take_failed() if self.forward_pass is not None else frozenset()
         if not failed:
             return output
-        if not isinstance(output, ModelRunnerOutput):
-            raise RuntimeError(f"cannot remove tokens from a {type(output).__name__}; async scheduling must be off")
+        if isinstance(output, AsyncModelRunnerOutput):
+            # The V2 runner's tokens are still on their way from the GPU, however steps are scheduled.
+            output = output.get_output()
         return StepOutput.without(output, failed)
 
     def tensafe_attach(self, connection: dict[str, Any]) -> dict[str, Any]:
