@@ -1,12 +1,11 @@
-"""Throughput through the private adapter, beside vLLM's own plaintext LoRA and the bare base model, in one run.
+"""Throughput and time to the first token through the private adapter, beside vLLM's own plaintext LoRA and the bare
+base model, in one run.
 
     python benchmarks/e2e.py [--json FILE] [--picture FILE] [--quick]
 
 Three engines run as separate processes with the same model, dtype and limits. Rounds alternate between them, so that
-a machine whose speed drifts treats all alike; medians are reported. Prompts are random tokens and never repeat. Each
-record has mode (base, plain_lora, he_lora), concurrency, tokens_per_s (prompt processing included), ttft_ms,
-bytes_up_per_token, bytes_down_per_token and shares: the parts of the wall time spent encrypting, waiting for the wire
-and for the coprocessor's evaluation beyond the base product, decrypting, and in everything else (base).
+a machine whose speed drifts treats all alike; medians are reported. Prompts are random tokens and never repeat, so
+that no cache helps. The JSON's text goes to a file of the same name with the suffix .txt, and to standard output.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,9 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from e2e_report import MODES, Report, draw, first_token, text, throughput
+
 ROOT = Path(__file__).resolve().parent.parent
-MODES = ("base", "plain_lora", "he_lora")
 TENANT = "benchmark"
+WARM_UP_TOKENS = 4
 
 
 @dataclass
@@ -34,6 +34,12 @@ class Worker:
 
     mode: str
     process: subprocess.Popen[str]
+    measured: int = 0
+
+    def measure(self, command: dict[str, Any]) -> dict[str, Any]:
+        """With other prompts each time: vLLM's prefix cache knows those before. All modes get the same ones."""
+        self.measured += 1
+        return self.ask({**command, "seed": self.measured})
 
     def ask(self, command: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -90,15 +96,8 @@ def start_workers(options: argparse.Namespace, package: Path, state: Path) -> li
     for mode in MODES:
         say(f"starting the {mode} engine")
         command = [sys.executable, str(ROOT / "benchmarks" / "engine_worker.py"), "--mode", mode]
-        command += [
-            "--model",
-            str(options.model),
-            "--adapter",
-            str(options.adapter.resolve()),
-            "--dtype",
-            options.dtype,
-        ]
-        command += ["--package", str(package), "--state-dir", str(state)]
+        command += ["--model", str(options.model), "--adapter", str(options.adapter.resolve())]
+        command += ["--dtype", options.dtype, "--package", str(package), "--state-dir", str(state)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         worker = Worker(mode, process)
         workers.append(worker)
@@ -106,103 +105,50 @@ def start_workers(options: argparse.Namespace, package: Path, state: Path) -> li
     return workers
 
 
-def shares(result: dict[str, Any]) -> dict[str, float]:
-    """Parts of the wall time. The coprocessor works while the base product runs, so only waiting counts for it."""
-    he, seconds = result["he"], result["seconds"]
-    if not he:
-        return {"base": 1.0}
-    waiting = he["wait_seconds"]
-    evaluate = min(he["evaluate_seconds"], waiting)
-    parts = {
-        "encrypt": he["encrypt_seconds"] / seconds,
-        "evaluate": evaluate / seconds,
-        "wire": (waiting - evaluate) / seconds,
-        "decrypt": he["decrypt_seconds"] / seconds,
-    }
-    return {**parts, "base": 1.0 - sum(parts.values())}
+def alternate(
+    workers: list[Worker], rounds: int, what: str, command: dict[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    """Results of the same command by mode, round by round, after a short one that warms up."""
+    results: dict[str, list[dict[str, Any]]] = {worker.mode: [] for worker in workers}
+    for number in range(rounds + 1):
+        for worker in workers:
+            tokens = command["max_tokens"] if number else min(command["max_tokens"], WARM_UP_TOKENS)
+            result = worker.measure({**command, "max_tokens": tokens})
+            name = f"round {number} of {rounds}" if number else "warm-up"
+            ttft = max(result["ttft_ms"])
+            speed = result["tokens"] / result["seconds"]
+            say(f"{name}: {worker.mode}, {what}: {speed:.1f} tokens/s, first token after {ttft:.0f} ms")
+            if number:
+                results[worker.mode].append(result)
+    return results
 
 
-def record(mode: str, concurrency: int, results: list[dict[str, Any]], prompt_tokens: int) -> dict[str, Any]:
-    middle = sorted(results, key=lambda result: result["tokens"] / result["seconds"])[(len(results) - 1) // 2]
-    # Every token's activations are encrypted, those of the prompt as well.
-    processed = middle["tokens"] + concurrency * (prompt_tokens - 1)
-    return {
-        "mode": mode,
-        "concurrency": concurrency,
-        "tokens_per_s": middle["tokens"] / middle["seconds"],
-        "tokens_per_s_min": min(result["tokens"] / result["seconds"] for result in results),
-        "tokens_per_s_max": max(result["tokens"] / result["seconds"] for result in results),
-        "ttft_ms": statistics.median(value for result in results for value in result["ttft_ms"]),
-        "bytes_up_per_token": middle["he"].get("bytes_up", 0) / processed,
-        "bytes_down_per_token": middle["he"].get("bytes_down", 0) / processed,
-        "shares": {name: round(value, 4) for name, value in shares(middle).items()},
-    }
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    lines = [
-        f"{'mode':<11}{'conc.':>6}{'tok/s':>9}{'of plain':>10}{'TTFT ms':>9}{'up/token':>11}{'down/token':>12}  shares"
-    ]
-    plain = {r["concurrency"]: r["tokens_per_s"] for r in records if r["mode"] == "plain_lora"}
-    for r in records:
-        ratio = r["tokens_per_s"] / plain[r["concurrency"]]
-        parts = " ".join(f"{name} {value:.0%}" for name, value in r["shares"].items())
-        lines.append(
-            f"{r['mode']:<11}{r['concurrency']:>6}{r['tokens_per_s']:>9.1f}{ratio:>10.2f}{r['ttft_ms']:>9.0f}"
-            f"{r['bytes_up_per_token'] / 1e6:>8.2f} MB{r['bytes_down_per_token'] / 1e6:>9.2f} MB  {parts}"
-        )
-    return "\n".join(lines)
-
-
-def draw(records: list[dict[str, Any]], machine: str, path: Path) -> None:
-    """Bars of tokens per second, and of the shares of HE-LoRA's time."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (speed, parts) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    counts = sorted({r["concurrency"] for r in records})
-    for position, mode in enumerate(MODES):
-        values = [
-            next(r["tokens_per_s"] for r in records if (r["mode"], r["concurrency"]) == (mode, n)) for n in counts
-        ]
-        places = [i + 0.27 * (position - 1) for i in range(len(counts))]
-        bars = speed.bar(
-            places,
-            values,
-            0.25,
-            label={"base": "base model", "plain_lora": "plaintext LoRA (vLLM)", "he_lora": "HE-LoRA (TenSafe)"}[mode],
-        )
-        speed.bar_label(bars, fmt="%.0f", fontsize=8)
-    speed.set_xticks(range(len(counts)), [f"{n} concurrent" for n in counts])
-    speed.set_ylabel("generated tokens per second")
-    speed.legend(fontsize=8)
-    private = [r for r in records if r["mode"] == "he_lora"]
-    bottom = [0.0] * len(private)
-    for name in ("base", "encrypt", "wire", "evaluate", "decrypt"):
-        values = [max(r["shares"][name], 0.0) for r in private]
-        parts.bar(range(len(private)), values, 0.5, bottom=bottom, label=name)
-        bottom = [b + v for b, v in zip(bottom, values, strict=True)]
-    parts.set_xticks(range(len(private)), [f"{r['concurrency']} concurrent" for r in private])
-    parts.set_ylabel("share of HE-LoRA's wall time")
-    parts.legend(fontsize=8)
-    figure.suptitle(machine, fontsize=9)
-    figure.savefig(path, dpi=120)
+def measure(workers: list[Worker], options: argparse.Namespace, report: Report) -> None:
+    for count in options.concurrency:
+        command = {"concurrency": count, "prompt_tokens": options.prompt_tokens, "max_tokens": options.max_tokens}
+        results = alternate(workers, options.rounds, f"{count} concurrent", command)
+        report.throughput += [throughput(mode, count, results[mode], options.prompt_tokens) for mode in MODES]
+    for length in options.first_token:
+        command = {"concurrency": 1, "prompt_tokens": length, "max_tokens": 1}
+        results = alternate(workers, options.rounds, f"prompt of {length}", command)
+        report.first_token += [first_token(mode, length, results[mode]) for mode in MODES]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the records here")
+    parser.add_argument("--json", type=Path, help="write the records here, and the tables beside it")
     parser.add_argument("--picture", type=Path, help="draw them into this PNG or SVG file")
     parser.add_argument("--quick", action="store_true", help="one short round: shows that it runs, not how fast")
     parser.add_argument("--model", type=Path, help="folder of the base model (default: the demo model)")
     parser.add_argument("--adapter", type=Path, default=ROOT / "examples" / "demo_adapter" / "adapter")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--prompt-tokens", type=int, default=64, help="prompts of the concurrent requests")
+    parser.add_argument("--max-tokens", type=int, default=32, help="generated by each of them")
+    parser.add_argument(
+        "--first-token", type=int, nargs="+", default=[64, 512, 1500], help="prompts of single requests"
+    )
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.max_tokens, options.prompt_tokens = 1, 8, 16
@@ -212,7 +158,8 @@ def main() -> None:
         options.model = prepare_smollm2(ROOT / ".cache" / "models", say)
     machine = f"{processor()}, {os.cpu_count()} processors, {options.dtype}, {options.model.name}, r = 16 on q, k, v, o"
     say(machine)
-    results: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    kept = ("rounds", "prompt_tokens", "max_tokens")
+    report = Report(machine, {name: getattr(options, name) for name in kept})
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "attestor"
@@ -220,35 +167,20 @@ def main() -> None:
         package = seal(options.model, options.adapter, state)
         try:
             workers = start_workers(options, package, state)
-            seed = 0
-            for count in options.concurrency:
-                for number in range(options.rounds + 1):
-                    for worker in workers:
-                        seed += 1
-                        command = {"concurrency": count, "prompt_tokens": options.prompt_tokens}
-                        result = worker.ask({**command, "max_tokens": options.max_tokens, "seed": seed})
-                        speed = result["tokens"] / result["seconds"]
-                        name = "warm-up" if number == 0 else f"round {number} of {options.rounds}"
-                        say(f"{name}: {worker.mode}, {count} concurrent: {speed:.1f} tokens/s")
-                        if number:
-                            results.setdefault((worker.mode, count), []).append(result)
+            measure(workers, options, report)
         finally:
             for worker in workers:
                 assert worker.process.stdin is not None
                 worker.process.stdin.close()
             for worker in workers:
                 worker.process.wait(60)
-    records = [
-        record(mode, count, results[mode, count], options.prompt_tokens)
-        for count in options.concurrency
-        for mode in MODES
-    ]
-    print(machine)
-    print(table(records))
+    tables = text(report)
+    print(tables)
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+        options.json.write_text(json.dumps(report.document(), indent=1) + "\n")
+        options.json.with_suffix(".txt").write_text(tables + "\n")
     if options.picture:
-        draw(records, machine, options.picture)
+        draw(report, options.picture)
 
 
 if __name__ == "__main__":
