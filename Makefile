@@ -26,7 +26,7 @@ test: setup ## the fast tests
 	$(PYTEST) -m "not e2e" $(ARGS)
 
 test-e2e: model ## the tests that start vLLM and several processes
-	$(PYTEST) -m e2e $(ARGS)
+	$(PYTEST) -m "e2e and not slow" $(ARGS)
 
 test-all: model ## all tests, with a dated report in reports/
 	@scripts/test_all.sh $(ARGS)

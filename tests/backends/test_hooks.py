@@ -105,6 +105,14 @@ def test_only_adapted_rows_change_each_by_its_own_adapter() -> None:
     assert torch.equal(out[:, 4:6], base[:, 4:6])
 
 
+def test_rows_and_requests_are_counted() -> None:
+    bench = Bench()
+    bench.start(None, "a", "b", "a", counts=(2, 4, 1, 3))
+    bench.start("a", counts=(4,))
+    counters = bench.forward.counters
+    assert (counters.forward_passes, counters.adapted_rows, counters.adapted_requests) == (2, 12, 4)
+
+
 def test_requests_go_out_before_the_base_product_and_are_awaited_after_it() -> None:
     bench = Bench()
     bench.start("a", "b", None)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from vllm.model_executor.layers.fusion.quant_activation import get_input_quant_key
 from vllm.model_executor.layers.linear import LinearBase
 
 from tensorguard.backends.vllm.hooks import ForwardPass, HookedLinearMethod
@@ -75,6 +76,15 @@ def test_every_fused_layer_of_the_decoder_is_hooked() -> None:
     }
     assert len(hooks.methods) == 8
     assert root.model.layers[0].self_attn.qkv_proj.quant_method.original == "original"
+
+
+def test_hooked_layers_get_activations_as_they_are() -> None:
+    root = model()
+    hooked(root)
+    for layer in (root.model.layers[0].self_attn.o_proj, root.lm_head):
+        layer._input_quant_key = "quantised"
+    assert get_input_quant_key(root.lm_head) == "quantised"
+    assert get_input_quant_key(root.model.layers[0].self_attn.o_proj) is None
 
 
 def test_layers_of_vision_experts_and_drafts_are_not_the_decoders() -> None:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from rich.console import Console
@@ -33,6 +35,14 @@ class Stack:
     def pid(self, name: str) -> int:
         (process,) = (p for p in self.launcher.processes if p.spec.name == name)
         return process.pid
+
+
+@pytest.fixture(scope="module")
+def offline() -> Iterator[None]:
+    """The environment for an engine that is started by the test itself."""
+    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with mock.patch.dict(os.environ, {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", **single}):
+        yield
 
 
 @pytest.fixture(scope="session")

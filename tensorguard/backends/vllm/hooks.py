@@ -64,6 +64,8 @@ class HookCounters:
 
     forward_passes: int = 0
     adapted_rows: int = 0
+    adapted_requests: int = 0
+    """Counted in every pass: with `adapted_rows`, how many rows a request has in a step."""
     calls: int = 0
     failed_calls: int = 0
     hook_seconds: float = 0.0
@@ -88,6 +90,7 @@ class ForwardPass:
         self.counters.forward_passes += 1
         for rows in self.active[:]:
             self.counters.adapted_rows += rows.count
+            self.counters.adapted_requests += len(rows.request_ids)
             if rows.adapter not in self.sources:
                 self.fail(rows)
 

@@ -122,6 +122,8 @@ def install_hooks(model: torch.nn.Module, forward_pass: ForwardPass) -> Hooks:
     for (number, group), layer in layers.items():
         method = HookedLinearMethod(layer.quant_method, number, group, {}, forward_pass)
         layer.quant_method = methods[number, group] = method
+        # The remote product takes activations as they are: no kernel before this layer may quantise them for it.
+        layer.requires_unquantized_input = True
     return Hooks(layers, methods, forward_pass)
 
 

@@ -109,6 +109,7 @@ class HeLoraWorker(BaseWorker):
             "hooked_layers": len(self.tensafe_hooks.methods),
             "forward_passes": counters.forward_passes,
             "adapted_rows": counters.adapted_rows,
+            "adapted_requests": counters.adapted_requests,
             "hook_seconds": counters.hook_seconds,
             "base_seconds": counters.base_seconds,
             "calls": counters.calls,

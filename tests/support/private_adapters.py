@@ -1,0 +1,81 @@
+"""Real attestor and coprocessor for any number of PEFT folders, and connections to them for an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.he_lora.server import Coprocessor, build_coprocessor
+from services.he_lora.settings import HeLoraSettings
+from tensorguard.backends.vllm.config import AdapterConnection
+from tensorguard.crypto.signatures import SigningKeys
+from tensorguard.evidence.development import initialise_development_state
+from tensorguard.package.registry import PackageKeyRegistry
+from tensorguard.package.writer import pack_adapter
+from tests.support.coprocessor import running_attestor
+
+TENANT = "tenant"
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateAdapters:
+    """What `EngineCore.start` needs to know of running services."""
+
+    connections: tuple[AdapterConnection, ...]
+    simulated_root_key: Path
+    coprocessor: Coprocessor
+
+
+@contextmanager
+def private_adapters(folder: Path, model: Path, adapters: Mapping[str, Path]) -> Iterator[PrivateAdapters]:
+    """Seal PEFT folders (by name) for `model` and serve all of them from one coprocessor, in this process."""
+    state = initialise_development_state(folder / "state", TENANT)
+    publisher, registry = SigningKeys.generate(), PackageKeyRegistry(state.state_dir)
+    public = folder / "publisher.pem"
+    public.write_bytes(publisher.public.to_pem())
+    for name, source in adapters.items():
+        pack_adapter(
+            source,
+            folder / f"{name}.tssp",
+            base_model_dir=model,
+            tenant=TENANT,
+            package_id=name,
+            sequence=1,
+            signing_keys=publisher,
+            key_registrar=registry.register,
+        )
+    with running_attestor(state) as attestor:
+        coprocessor = build_coprocessor(
+            HeLoraSettings(
+                packages=[folder / f"{name}.tssp" for name in adapters],
+                publisher_keys=[public],
+                tenant=TENANT,
+                attestor=attestor,
+                attestor_thumbprint=state.attestor_thumbprint,
+                simulated_root_key=state.simulated_root_key,
+                listen="127.0.0.1:0",
+                _cli_parse_args=[],
+            )
+        )
+        coprocessor.start()
+        try:
+            yield PrivateAdapters(
+                tuple(
+                    AdapterConnection(
+                        name=name,
+                        coprocessor_endpoint=coprocessor.server.address,
+                        attestor_endpoint=attestor,
+                        attestor_thumbprint=state.attestor_thumbprint,
+                        tenant=TENANT,
+                        publisher_keys=(public,),
+                    )
+                    for name in adapters
+                ),
+                state.simulated_root_key,
+                coprocessor,
+            )
+        finally:
+            coprocessor.server.stop(0)
+            coprocessor.close()
