@@ -67,7 +67,7 @@ def test_a_base_model_alone_is_a_configuration() -> None:
     ("options", "named"),
     [
         ({"he_scheme": "bfv"}, "he_scheme"),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size"),
         ({"trust_remote_code": True}, "trust_remote_code"),
         ({"quantization": "A B"}, "quantization"),
         ({"max_num_batched_tokens": 4, "max_num_seqs": 8}, "max_num_seqs"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from vllm.model_executor.layers.fusion.quant_activation import get_input_quant_key
-from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 
 from tensorguard.backends.vllm.hooks import ForwardPass, HookedLinearMethod
 from tensorguard.backends.vllm.install import AttachedGroup, AttachedProjection, Attachment, Hooks, install_hooks
@@ -17,14 +17,28 @@ from tensorguard.errors import BaseModelMismatchError, UnsupportedAdapterError
 D, KV, INNER = 8, 4, 12
 
 
-class Fused(LinearBase):
+class WithoutRanks:
     """A fused layer's shape, without vLLM's distributed state."""
 
+    tp_size, tp_rank, num_kv_head_replicas = 1, 0, 1
+
     def __init__(self, d_in: int, sizes: list[int]) -> None:
-        torch.nn.Module.__init__(self)
+        torch.nn.Module.__init__(self)  # type: ignore[arg-type]
         self.input_size, self.output_partition_sizes = d_in, sizes
         self.weight = torch.nn.Parameter(torch.zeros(sum(sizes), d_in), requires_grad=False)
         self.quant_method: Any = "original"
+
+
+class Qkv(WithoutRanks, QKVParallelLinear):
+    pass
+
+
+class Merged(WithoutRanks, MergedColumnParallelLinear):
+    pass
+
+
+class Row(WithoutRanks, RowParallelLinear):
+    pass
 
 
 def model() -> torch.nn.Module:
@@ -34,12 +48,12 @@ def model() -> torch.nn.Module:
     for _ in range(2):
         layer = torch.nn.Module()
         layer.self_attn, layer.mlp = torch.nn.Module(), torch.nn.Module()
-        layer.self_attn.qkv_proj = Fused(D, [D, KV, KV])
-        layer.self_attn.o_proj = Fused(D, [D])
-        layer.mlp.gate_up_proj = Fused(D, [INNER, INNER])
-        layer.mlp.down_proj = Fused(INNER, [D])
+        layer.self_attn.qkv_proj = Qkv(D, [D, KV, KV])
+        layer.self_attn.o_proj = Row(D, [D])
+        layer.mlp.gate_up_proj = Merged(D, [INNER, INNER])
+        layer.mlp.down_proj = Row(INNER, [D])
         root.model.layers.append(layer)
-    root.lm_head = Fused(D, [100])
+    root.lm_head = Row(D, [100])
     return root
 
 
@@ -94,7 +108,7 @@ def test_layers_of_vision_experts_and_drafts_are_not_the_decoders() -> None:
     root.vision_tower.vision_model = model().model
     root.draft_model = model()
     expert = torch.nn.Module()
-    expert.down_proj = Fused(INNER, [D])
+    expert.down_proj = Row(INNER, [D])
     text.model.layers[0].mlp.shared_expert = expert
     text.model.layers[1].mlp.experts = torch.nn.ModuleList([expert])
     hooked(root)
@@ -166,6 +180,20 @@ def test_an_adapter_for_another_model_is_refused(bad: AttachedGroup, error: type
 def test_an_adapter_of_dense_layers_does_not_fit_layers_of_experts() -> None:
     root = model()
     root.model.layers[1].mlp = torch.nn.Module()
-    root.model.layers[1].mlp.experts = Fused(D, [INNER])
+    root.model.layers[1].mlp.experts = Row(D, [INNER])
     with pytest.raises(UnsupportedAdapterError, match=r"'gate_up' in layer 1.*experts"):
         attach(hooked(root), group(1, "gate_up", D, ("up_proj", 2, INNER)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [(Row(D, [2 * INNER]), "is a Row, not a MergedColumnParallelLinear"), (Merged(D, [1, 2, 3]), "has 3 parts")],
+)
+def test_a_layer_that_is_fused_differently_is_named(layer: torch.nn.Module, text: str) -> None:
+    root = model()
+    root.model.layers[1].mlp.gate_up_proj = layer
+    hooks = hooked(root)
+    assert len(hooks.methods) == 7
+    assert layer.quant_method == "original"
+    with pytest.raises(UnsupportedAdapterError, match=rf"'gate_up' in layer 1.*{text}"):
+        attach(hooks, group(1, "gate_up", D, ("up_proj", 2, INNER)))

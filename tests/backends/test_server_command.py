@@ -61,7 +61,7 @@ def test_unknown_options_are_errors(package: Path, wrong: list[str], capsys: pyt
 
 
 def test_what_cannot_be_had_is_refused(package: Path) -> None:
-    for wrong in (["--trust-remote-code"], ["--tensor-parallel-size", "2"], ["--require-attestation"]):
+    for wrong in (["--trust-remote-code"], ["--tensor-parallel-size", "0"], ["--require-attestation"]):
         options = build_parser().parse_args(["--model", "m", "--he-lora-path", str(package), *wrong])
         with pytest.raises(ConfigurationError, match=wrong[0].strip("-").split("-")[0]):
             check(options)

@@ -19,8 +19,9 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from tensorguard.backends.vllm.config import AdapterConnection
-from tensorguard.backends.vllm.install import FUSED_LAYERS, AttachedGroup, AttachedProjection, Attachment
+from tensorguard.backends.vllm.install import AttachedGroup, AttachedProjection, Attachment
 from tensorguard.backends.vllm.rows import adapter_key
+from tensorguard.backends.vllm.shards import GROUPS
 from tensorguard.backends.vllm.worker import HeLoraWorker
 from tensorguard.errors import DeltaUnavailableError, NotFoundError
 
@@ -57,7 +58,7 @@ def attach_plaintext(key: str, folder: Path, fails: Path) -> Attachment:
         halves[int(match[1]), match[2], match[3]] = tensor.astype(np.float32)
     groups, weights = [], {}
     for layer in sorted({layer for layer, _, _ in halves}):
-        for group, names in FUSED_LAYERS.values():
+        for group, (_, names) in GROUPS.items():
             present = [n for n in names if (layer, n, "A") in halves]
             if not present:
                 continue

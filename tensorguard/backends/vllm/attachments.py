@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
 import structlog
 
 from tensorguard.backends.vllm.config import AdapterConnection
-from tensorguard.backends.vllm.install import Attachment, FittedAdapter, Hooks
+from tensorguard.backends.vllm.install import AttachedGroup, Attachment, FittedAdapter, Hooks
 from tensorguard.errors import InternalError, InvalidInputError, NotFoundError, TenSafeError
 from tensorguard.observability.logging import frames_of
 
@@ -60,9 +61,13 @@ class Connects(Protocol):
 class Attachments:
     """Adapters by key. All methods are called between two steps, from the worker's own thread."""
 
-    def __init__(self, connector: Connects, hooks: Hooks) -> None:
+    def __init__(
+        self, connector: Connects, hooks: Hooks, prepare: Callable[[Attachment], Attachment] = lambda given: given
+    ) -> None:
+        """prepare: what to do with a connected adapter before it is put into the hooks."""
         self._connector = connector
         self._hooks = hooks
+        self._prepare = prepare
         self._adapters: dict[str, Connected] = {}
         self._attempts: dict[int, Future[tuple[Connected, FittedAdapter]]] = {}
         self._tickets = itertools.count(1)
@@ -98,6 +103,10 @@ class Attachments:
         self._hooks.add(fitted)
         return _described(fitted.key, adapter)
 
+    def groups(self, key: str) -> tuple[AttachedGroup, ...]:
+        """The shapes and bases of an adapter that is attached."""
+        return self._adapters[key].attachment.groups
+
     def detach(self, key: str) -> None:
         """Stop computing an adapter, end its session and destroy its keys. Raises NotFoundError."""
         adapter = self._adapters.pop(key, None)
@@ -125,7 +134,7 @@ class Attachments:
         try:
             adapter = self._connector.connect(connection)
             try:
-                fitted = self._hooks.fit(adapter.attachment)
+                fitted = self._hooks.fit(self._prepare(adapter.attachment))
             except BaseException:
                 adapter.close()
                 raise

@@ -34,8 +34,8 @@ log = structlog.get_logger(__name__)
 class PendingDelta(Protocol):
     """An encrypted product under way."""
 
-    def wait(self, timeout: float) -> npt.NDArray[np.float64]:
-        """z float64 [T, rows]. Raises DeltaUnavailableError."""
+    def wait(self, timeout: float) -> npt.NDArray[np.floating[Any]]:
+        """z [T, rows]. Raises DeltaUnavailableError."""
         ...
 
 

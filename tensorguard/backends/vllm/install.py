@@ -17,16 +17,11 @@ import torch
 from vllm.model_executor.layers.linear import LinearBase
 
 from tensorguard.backends.vllm.hooks import DeltaSource, ForwardPass, HookedLinearMethod, ProjectionBasis
+from tensorguard.backends.vllm.shards import misfit, shards_of
 from tensorguard.errors import BaseModelMismatchError, UnsupportedAdapterError
 
-# vLLM's fused layers: the group that shares the layer's input, and its projections in the order of the
-# output.
-FUSED_LAYERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "qkv_proj": ("qkv", ("q_proj", "k_proj", "v_proj")),
-    "o_proj": ("o", ("o_proj",)),
-    "gate_up_proj": ("gate_up", ("gate_proj", "up_proj")),
-    "down_proj": ("down", ("down_proj",)),
-}
+# vLLM's fused layers, and the group of projections (`shards.GROUPS`) that share the layer's input.
+FUSED_LAYERS: Mapping[str, str] = {"qkv_proj": "qkv", "o_proj": "o", "gate_up_proj": "gate_up", "down_proj": "down"}
 # Decoder layers of the language model. Vision towers, encoders, draft models and experts have other paths.
 _LAYER_NAME = re.compile(
     rf"^(?:(?:model|language_model)\.)*layers\.(\d+)\.(?:self_attn|mlp)\.({'|'.join(FUSED_LAYERS)})$"
@@ -82,6 +77,8 @@ class Hooks:
 
     layers: Mapping[Site, LinearBase]
     methods: Mapping[Site, HookedLinearMethod]
+    misfits: Mapping[Site, str]
+    """Layers that could not be hooked, and why."""
     forward_pass: ForwardPass = field(repr=False)
 
     def fit(self, attachment: Attachment) -> FittedAdapter:
@@ -93,6 +90,11 @@ class Hooks:
         bases = {}
         for group in attachment.groups:
             site = (group.layer, group.group)
+            if site in self.misfits:
+                raise UnsupportedAdapterError(
+                    f"adapter {attachment.key!r} has group {group.group!r} in layer {group.layer}, whose layer in the "
+                    f"served model {self.misfits[site]}; serve a model with dense, separately packed projections"
+                )
             if site not in self.layers:
                 raise UnsupportedAdapterError(
                     f"adapter {attachment.key!r} has group {group.group!r} in layer {group.layer}, which the served "
@@ -116,22 +118,25 @@ class Hooks:
 
 
 def install_hooks(model: torch.nn.Module, forward_pass: ForwardPass) -> Hooks:
-    """Hook every fused linear layer of the model's decoder."""
-    layers = dict(_fused_layers(model))
-    methods = {}
-    for (number, group), layer in layers.items():
-        method = HookedLinearMethod(layer.quant_method, number, group, {}, forward_pass)
-        layer.quant_method = methods[number, group] = method
+    """Hook every fused linear layer of the model's decoder that is fused as expected."""
+    layers, methods, misfits = {}, {}, {}
+    for site, layer in _fused_layers(model):
+        if reason := misfit(layer, site[1]):
+            misfits[site] = reason
+            continue
+        method = HookedLinearMethod(layer.quant_method, *site, {}, forward_pass)
+        layer.quant_method = methods[site] = method
+        layers[site] = layer
         # The remote product takes activations as they are: no kernel before this layer may quantise them for it.
         layer.requires_unquantized_input = True
-    return Hooks(layers, methods, forward_pass)
+    return Hooks(layers, methods, misfits, forward_pass)
 
 
 def _fused_layers(model: torch.nn.Module) -> Iterator[tuple[Site, LinearBase]]:
     for name, module in model.named_modules():
         match = _LAYER_NAME.search(name)
         if match and isinstance(module, LinearBase):
-            yield (int(match[1]), FUSED_LAYERS[match[2]][0]), module
+            yield (int(match[1]), FUSED_LAYERS[match[2]]), module
 
 
 def _bases(layer: LinearBase, group: AttachedGroup, adapter: str) -> tuple[ProjectionBasis, ...]:
@@ -139,27 +144,23 @@ def _bases(layer: LinearBase, group: AttachedGroup, adapter: str) -> tuple[Proje
     if group.d_in != layer.input_size:
         raise BaseModelMismatchError(f"{where}: d_in is {group.d_in}, the served model has {layer.input_size}")
     device = next(layer.parameters()).device if any(True for _ in layer.parameters()) else torch.device("cpu")
-    names = next(names for fused, names in FUSED_LAYERS.values() if fused == group.group)
-    ends = np.cumsum(layer.output_partition_sizes)
-    columns = {
-        n: slice(int(end) - int(size), int(end))
-        for n, size, end in zip(names, layer.output_partition_sizes, ends, strict=True)
-    }
+    shards = shards_of(layer, group.group)
     bases = []
     for projection in group.projections:
-        if projection.name not in columns:
+        if projection.name not in shards:
             raise UnsupportedAdapterError(f"{where}: projection {projection.name!r} is not part of this group")
-        outputs = columns[projection.name]
-        width = outputs.stop - outputs.start
+        shard = shards[projection.name]
         found = (projection.rank, projection.rank) if projection.basis is None else projection.basis.shape
-        if found != (width, projection.rank):
+        if found != (shard.d_out, projection.rank):
             raise BaseModelMismatchError(
                 f"{where}, {projection.name}: the adapter's outputs have shape {found}, the model needs "
-                f"({width}, {projection.rank})"
+                f"({shard.d_out}, {projection.rank})"
             )
-        basis = None
-        if projection.basis is not None:
-            basis = torch.from_numpy(np.ascontiguousarray(projection.basis.T, dtype=np.float32)).to(device)
-        rows = slice(projection.row_offset, projection.row_offset + projection.rank)
-        bases.append(ProjectionBasis(rows, outputs, basis))
+        first, last = projection.row_offset, projection.row_offset + projection.rank
+        if projection.basis is None:
+            inputs, basis = slice(first + shard.part.start, first + shard.part.stop), None
+        else:
+            part = np.ascontiguousarray(projection.basis[shard.part].T, dtype=np.float32)
+            inputs, basis = slice(first, last), torch.from_numpy(part).to(device)
+        bases.append(ProjectionBasis(inputs, shard.columns, basis))
     return tuple(bases)

@@ -87,8 +87,6 @@ def check_engine_options(options: EngineOptions) -> None:
             "trust_remote_code=True is refused: the model folder's code would run in the attested process that holds "
             "keys and activations; use a model that vLLM implements itself"
         )
-    if options.tensor_parallel_size != 1:
-        raise ConfigurationError(f"tensor_parallel_size={options.tensor_parallel_size} is not supported yet; use 1")
     _check_steps(options)
     _check_speculation(options)
 

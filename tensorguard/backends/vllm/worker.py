@@ -13,6 +13,7 @@ adapter which is not attached fails, since no source of deltas is there.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -28,6 +29,7 @@ from tensorguard.backends.vllm.failures import StepOutput
 from tensorguard.backends.vllm.hooks import ForwardPass
 from tensorguard.backends.vllm.install import Hooks, install_hooks
 from tensorguard.backends.vllm.lifetime import exit_with_parent
+from tensorguard.backends.vllm.parallel import Ranks, SharedAttachments, share
 from tensorguard.backends.vllm.runners import watch
 from tensorguard.errors import TenSafeError
 from tensorguard.observability.logging import configure_logging
@@ -50,7 +52,7 @@ class HeLoraWorker(BaseWorker):
             configure_logging("engine", stream=sys.stderr)
         split_at_hooks(self.vllm_config.compilation_config)
         self.tensafe_settings = cast("WorkerSettings", self.vllm_config.additional_config)
-        self.tensafe_attachments: Attachments | None = None
+        self.tensafe_attachments: Attachments | SharedAttachments | None = None
         self.tensafe_hooks: Hooks | None = None
         self.forward_pass: ForwardPass | None = None
 
@@ -59,8 +61,15 @@ class HeLoraWorker(BaseWorker):
         self.forward_pass = ForwardPass({}, self.device, self.tensafe_settings.delta_timeout_seconds)
         self.tensafe_hooks = install_hooks(self.get_model(), self.forward_pass)
         register_layers(self.get_model(), self.vllm_config.compilation_config.static_forward_context)
-        self.tensafe_attachments = Attachments(self.connector(), self.tensafe_hooks)
+        self.tensafe_attachments = self._attachments(self.tensafe_hooks)
         watch(self.model_runner, self.forward_pass)
+
+    def _attachments(self, hooks: Hooks) -> Attachments | SharedAttachments:
+        ranks = Ranks.of_engine()
+        if ranks.size == 1:
+            return Attachments(self.connector(), hooks)
+        leading = Attachments(self.connector(), hooks, partial(share, ranks)) if ranks.leads else None
+        return SharedAttachments(ranks, hooks, leading)
 
     def connector(self) -> Connects:
         """What opens the sessions with coprocessors."""

@@ -56,7 +56,7 @@ def test_the_default_listens_on_loopback_and_wants_evidence() -> None:
         ("ADAPTERS", json.dumps([{**CONNECTION, "publisher_keys": []}]), "publisher_keys"),
         ("ADAPTERS", json.dumps([{**CONNECTION, "secret": "x"}]), "secret"),
         ("DTYPE", "int4", "dtype"),
-        ("TENSOR_PARALLEL_SIZE", "2", "tensor_parallel_size"),
+        ("TENSOR_PARALLEL_SIZE", "0", "--tensor-parallel-size"),
         ("SPECULATIVE_MODEL", "small", "num_speculative_tokens"),
         ("TRUST_REMOTE_CODE", "true", "trust_remote_code"),
         ("BASE_NAME_ANSWERS", "adapter", "base_name_answers"),
