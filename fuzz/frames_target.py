@@ -54,7 +54,7 @@ def _check(message: bytes, parameters: ParameterSet) -> None:
     except InvalidInputError:
         return
     if isinstance(response, frames.EvaluationFailure):
-        assert frames.read_response(frames.write_failure(response.request_id), parameters) == response
+        assert frames.read_response(frames.write_failure(response.request_id, response.code), parameters) == response
         return
     assert response.c1.shape[1:] == (parameters.degree,) and response.c0.ndim == 2
     repeated = frames.read_response(frames.write_response(response), parameters)

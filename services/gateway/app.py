@@ -23,11 +23,10 @@ from tensorguard.errors import AuthenticationError, NotFoundError, PermissionDen
 from tensorguard.rpc.generated.tensafe.inference.v1 import inference_pb2
 from tensorguard.rpc.options import is_loopback
 from tensorguard.rpc.request_id import new_request_id
-from tensorguard.rpc.status import http_status, public_error
+from tensorguard.rpc.status import http_status, public_error, status_of
 
 _log = structlog.get_logger(__name__)
 _HEALTH = "/health"
-_RETRY_SECONDS = "2"
 _CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number, for the log
 
 
@@ -139,7 +138,8 @@ async def _tensafe_error(request: Request, error: Exception) -> Response:
         reason=getattr(error, "reason", "internal"),
         status=status,
     )
-    headers = {"retry-after": _RETRY_SECONDS} if status == 503 else {}
+    retry_after = status_of(shown).retry_after
+    headers = {} if retry_after is None else {"retry-after": str(retry_after)}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     code, param = shown.reason, None

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from services.he_lora.metering import TokenMeter
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.engines import EncodedWeights
-from tensorguard.errors import LeaseExpiredError, NotFoundError
+from tensorguard.errors import LeaseExpiredError, NotFoundError, TenSafeError
 from tensorguard.evidence.workload import Workload
 from tensorguard.observability.metrics import HE_ADAPTER_MEMORY
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
+
+LEASE_OVER = "the lease on this adapter is over: see in the coprocessor's log why the attestor did not renew it"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,10 +64,11 @@ class ServedAdapter:
 
 
 class AdapterStore:
-    """Adapters by name. Dropping one forgets its weights; evaluations that run finish."""
+    """Adapters by name. Dropping one forgets its weights, not why; evaluations that run finish."""
 
     def __init__(self) -> None:
         self._adapters: dict[str, ServedAdapter] = {}
+        self._dropped: dict[str, TenSafeError] = {}
         self._lock = threading.Lock()
         self._charged_before = 0
 
@@ -76,27 +79,28 @@ class AdapterStore:
             if old is not None:
                 self._charged_before += old.meter.total
             self._adapters[adapter.name] = adapter
+            self._dropped.pop(adapter.name, None)
             HE_ADAPTER_MEMORY.labels(adapter.name).set(adapter.nbytes)
 
     def get(self, name: str) -> ServedAdapter:
-        """Raises NotFoundError for an unknown adapter and LeaseExpiredError for one whose lease is over."""
+        """Raises NotFoundError for an unknown adapter, LeaseExpiredError for one whose lease is over, and for a dropped
+        one the error that it was dropped with.
+        """
         with self._lock:
-            adapter = self._adapters.get(name)
+            adapter, dropped = self._adapters.get(name), self._dropped.get(name)
+        if dropped is not None:
+            raise type(dropped)(dropped.message)
         if adapter is None:
             served = ", ".join(known.name for known in self.all()) or "none"
-            raise NotFoundError(
-                f"adapter {name!r:.100} is not served here (served: {served}): correct the name, or see in "
-                "the coprocessor's log why it was dropped"
-            )
+            raise NotFoundError(f"adapter {name!r:.100} is not served here (served: {served}): correct the name")
         if adapter.meter.expired:
-            raise LeaseExpiredError(
-                "the lease on this adapter is over: see in the coprocessor's log why the attestor did not renew it"
-            )
+            raise LeaseExpiredError(LEASE_OVER)
         return adapter
 
-    def drop(self, name: str) -> None:
-        """Forget an adapter."""
+    def drop(self, name: str, cause: TenSafeError) -> None:
+        """Forget an adapter. Who asks for it from now on gets `cause`; a later cause replaces an earlier one."""
         with self._lock:
+            self._dropped[name] = cause
             old = self._adapters.pop(name, None)
             if old is not None:
                 self._charged_before += old.meter.total

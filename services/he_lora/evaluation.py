@@ -1,17 +1,19 @@
-"""One frame in, one frame out: checks, metering, evaluation. Every failure looks the same from outside."""
+"""One frame in, one frame out: checks, metering, evaluation. From outside, all failures look the same, but that a lease
+is over or a budget spent."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import structlog
 
 from services.he_lora.adapters import AdapterStore
 from services.he_lora.sessions import Session
-from tensorguard.errors import InvalidInputError, TenSafeError
+from tensorguard.errors import BudgetExhaustedError, InvalidInputError, LeaseExpiredError, TenSafeError
 from tensorguard.observability.logging import frames_of
 from tensorguard.observability.metrics import HE_BYTES, HE_FRAMES, HE_OP_LATENCY, HE_OPERATIONS
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
@@ -22,6 +24,10 @@ log = structlog.get_logger(__name__)
 _FORWARD_PASS = HE_OP_LATENCY.labels("forward_pass")
 _RECEIVED, _SENT = HE_BYTES.labels("received"), HE_BYTES.labels("sent")
 _INLINE, _SHARED = HE_FRAMES.labels("inline"), HE_FRAMES.labels("shared_memory")
+_CODES: Mapping[type[Exception], int] = {
+    LeaseExpiredError: frames.LEASE_EXPIRED,
+    BudgetExhaustedError: frames.BUDGET_EXHAUSTED,
+}
 
 
 class Evaluation:
@@ -33,7 +39,7 @@ class Evaluation:
         self._totals: Counter[str] = Counter()
 
     def answer(self, session: Session, message: bytes) -> bytes:
-        """A response frame, or the one failure frame there is; the cause is logged here, without values."""
+        """A response frame, or a failure frame; the cause is logged here, without values."""
         started = time.perf_counter_ns()
         try:
             request = frames.read_request(message, session.parameters, session.memory)
@@ -45,7 +51,7 @@ class Evaluation:
             if request_id is None:
                 # This ends the stream.
                 raise InvalidInputError(f"not a request frame of version {frames.VERSION}") from None
-            failure = frames.write_failure(request_id)
+            failure = frames.write_failure(request_id, _CODES.get(type(error), frames.DELTA_UNAVAILABLE))
             _RECEIVED.inc(len(message))
             _SENT.inc(len(failure))
             return failure

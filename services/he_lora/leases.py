@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import structlog
 
-from services.he_lora.adapters import AdapterStore, ServedAdapter
-from tensorguard.errors import LeaseExpiredError, TenSafeError
+from services.he_lora.adapters import LEASE_OVER, AdapterStore, ServedAdapter
+from tensorguard.errors import BudgetExhaustedError, LeaseExpiredError, TenSafeError
 
 log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class LeaseKeeper:
         meter = self._adapter.meter
         if meter.expired:
             log.error("lease over, adapter dropped", adapter=self._name)
-            self._store.drop(self._name)
+            self._store.drop(self._name, LeaseExpiredError(LEASE_OVER))
             self._adapter = None
             return 0.0
         now, expires = self._clock(), meter.terms.expires_at
@@ -107,6 +107,8 @@ class LeaseKeeper:
         try:
             adapter = self._open_again()
         except TenSafeError as error:
+            if isinstance(error, BudgetExhaustedError):
+                self._store.drop(self._name, error)
             log.warning("adapter not opened again", adapter=self._name, reason=error.reason, cause=error.message)
             self._reopen_pause = min(2 * self._reopen_pause, _LONGEST_RETRY_SECONDS)
             return self._reopen_pause

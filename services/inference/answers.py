@@ -28,11 +28,10 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import GenerationError, VLLMError
 from vllm.renderers.online_renderer import OnlineRenderer
 
-from tensorguard.backends.vllm.failures import DELTA_UNAVAILABLE, DeltaUnavailable
 from tensorguard.backends.vllm.routing import ModelRoute
 from tensorguard.errors import InvalidInputError, TenSafeError
 from tensorguard.observability.logging import frames_of
-from tensorguard.rpc.status import http_status, public_error
+from tensorguard.rpc.status import error_of, http_status, public_error
 
 log = structlog.get_logger(__name__)
 
@@ -59,10 +58,10 @@ def error_document(status: int, message: str, code: str | None = None, param: st
 
 
 class _Streamed:
-    """Streams end with our error code where a delta was missing."""
+    """Our own errors keep their reason on the way through vLLM's streams."""
 
     def _convert_generation_error_to_streaming_response(self, error: GenerationError) -> str:
-        if isinstance(error, DeltaUnavailable):
+        if isinstance(error, TenSafeError):
             return json.dumps(_document_of(error))
         return super()._convert_generation_error_to_streaming_response(error)  # type: ignore[misc]
 
@@ -163,6 +162,8 @@ async def _answer(kind: type[BaseModel], create: Callable[[Any], Any], document:
             return Answer(HTTPStatus.OK, JSON_TYPE, _once(result.model_dump_json().encode()))
         return await _stream(result)
     except Exception as error:
+        if isinstance(error, TenSafeError) and not isinstance(error, InvalidInputError):
+            raise
         return await error_answer(error)
 
 
@@ -171,8 +172,10 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
 
 
 async def _stream(events: AsyncGenerator[str, None]) -> Answer:
-    """The head goes out with the first event: a request that fails before it has one fails with its HTTP
-    status."""
+    """The head goes out with the first event: a request that fails before it has one fails with its status.
+
+    An error of ours is raised again, so that the call ends with its gRPC status and reason.
+    """
     try:
         first = await anext(events)
     except BaseException:
@@ -180,20 +183,29 @@ async def _stream(events: AsyncGenerator[str, None]) -> Answer:
         raise
     if first.startswith(_STREAMED_ERROR):
         await events.aclose()
+        _raise_ours(first)
         error = json.loads(first.removeprefix("data: "))["error"]
-        status = error["code"] if isinstance(error["code"], int) else HTTPStatus.SERVICE_UNAVAILABLE
-        code = error["code"] if isinstance(error["code"], str) else None
-        return await json_answer(status, error_document(status, error["message"], code, error["param"]))
+        status = error["code"] if isinstance(error["code"], int) else HTTPStatus.INTERNAL_SERVER_ERROR
+        return await json_answer(status, error_document(status, error["message"], None, error["param"]))
 
     async def body() -> AsyncIterator[bytes]:
         async with aclosing(events):
             yield first.encode()
             async for event in events:
-                yield event.encode()
                 if event.startswith(_STREAMED_ERROR):
+                    _raise_ours(event)
+                    yield event.encode()
                     return  # vLLM would go on with [DONE], which says that the answer is complete
+                yield event.encode()
 
     return Answer(HTTPStatus.OK, EVENT_STREAM, body())
+
+
+def _raise_ours(event: str) -> None:
+    """Raise the TenSafeError that became `event` (`_Streamed`), if it was one."""
+    error = json.loads(event.removeprefix("data: "))["error"]
+    if isinstance(error["code"], str) and (ours := error_of(error["code"], error["message"])) is not None:
+        raise ours
 
 
 def _status_of(error: Exception) -> int:
@@ -228,7 +240,6 @@ def _from_vllm(response: ErrorResponse) -> dict[str, Any]:
 
 
 __all__ = [
-    "DELTA_UNAVAILABLE",
     "Answer",
     "ModelAnswers",
     "error_answer",

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from tensorguard.errors import UnavailableError
-from tensorguard.rpc.options import DEFAULT_MESSAGE_BYTES, channel_options
+from tensorguard.rpc.options import DEFAULT_MESSAGE_BYTES, SILENCE_SECONDS, channel_options
 from tensorguard.rpc.request_id import REQUEST_ID_KEY, current_request_id
 
 
@@ -20,13 +20,14 @@ def open_channel(
     credentials: grpc.ChannelCredentials | None = None,
     message_bytes: int = DEFAULT_MESSAGE_BYTES,
     wait_ready_seconds: float | None = None,
+    silence_seconds: float = SILENCE_SECONDS,
 ) -> grpc.Channel:
-    """A channel whose calls carry the running request's id.
+    """A channel whose calls carry the running request's id, and fail when the peer is silent for too long.
 
     With `wait_ready_seconds` the connection is made now, and UnavailableError names the endpoint when it is
-    not there in time; without, the first call connects.
+    not there in time; without, the first call connects. `silence_seconds`: see `tensorguard.rpc.options`; at least 1.
     """
-    options = channel_options(message_bytes)
+    options = channel_options(message_bytes, silence_seconds)
     if credentials is None:
         channel = grpc.insecure_channel(endpoint, options)
     else:
@@ -48,7 +49,7 @@ async def open_async_channel(
     wait_ready_seconds: float | None = None,
 ) -> grpc.aio.Channel:
     """The same for asyncio."""
-    options = channel_options(message_bytes)
+    options = channel_options(message_bytes, SILENCE_SECONDS)
     interceptors = [_AsyncUnaryUnary(), _AsyncUnaryStream(), _AsyncStreamUnary(), _AsyncStreamStream()]
     if credentials is None:
         channel = grpc.aio.insecure_channel(endpoint, options, interceptors=interceptors)

@@ -21,6 +21,8 @@ class Status:
 
     code: grpc.StatusCode
     http: int
+    retry_after: int | None = None
+    """Seconds after which asking again may help, for HTTP's Retry-After; None where waiting alone does not."""
 
 
 # A class that is not listed has the status of its nearest listed base.
@@ -37,11 +39,11 @@ _STATUS: dict[type[TenSafeError], Status] = {
     errors.AuthenticationError: Status(grpc.StatusCode.UNAUTHENTICATED, 401),
     errors.PermissionDeniedError: Status(grpc.StatusCode.PERMISSION_DENIED, 403),
     errors.NotFoundError: Status(grpc.StatusCode.NOT_FOUND, 404),
-    errors.UnavailableError: Status(grpc.StatusCode.UNAVAILABLE, 503),
-    errors.LeaseExpiredError: Status(grpc.StatusCode.FAILED_PRECONDITION, 503),
+    errors.UnavailableError: Status(grpc.StatusCode.UNAVAILABLE, 503, retry_after=2),
+    errors.LeaseExpiredError: Status(grpc.StatusCode.FAILED_PRECONDITION, 503, retry_after=30),
     errors.BudgetExhaustedError: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
     # Not UNAVAILABLE: gRPC's and proxies' automatic retries must not repeat a failed evaluation.
-    errors.DeltaUnavailableError: Status(grpc.StatusCode.ABORTED, 503),
+    errors.DeltaUnavailableError: Status(grpc.StatusCode.ABORTED, 503, retry_after=2),
 }
 
 # For peers that sent no reason: proxies, gRPC's own failures.

@@ -2,7 +2,8 @@
 
 Opening and attaching raise typed errors that say what to change. Once a session is open, every failure of a
 delta is one `DeltaUnavailableError` with one text, whatever happened: failures that differ would tell a
-cheating coprocessor about the key. The cause goes to the log, without values.
+cheating coprocessor about the key. The cause goes to the log, without values. Only a coprocessor that says itself
+that the adapter's lease is over or its budget spent is believed: it learns nothing from hearing its own words.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from tensorguard.ckks.messages import EvaluatedRows
 from tensorguard.ckks.parameters import DEFAULT_PARAMETER_SET, ParameterSet, get_parameter_set
 from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import (
+    BudgetExhaustedError,
     ConfigurationError,
     DeltaUnavailableError,
     EvidenceRefusedError,
     InvalidInputError,
+    LeaseExpiredError,
     PackageTamperedError,
     TenSafeError,
     UnavailableError,
@@ -64,7 +67,8 @@ class PendingDelta:
     def wait(self, timeout: float | None = None) -> npt.NDArray[np.float64]:
         """z = A'x, float64 [T, rows] (rows of the group's projections, stacked as the manifest says).
 
-        Raises DeltaUnavailableError, and nothing else, when it cannot be had.
+        Raises DeltaUnavailableError when it cannot be had; LeaseExpiredError or BudgetExhaustedError when the
+        coprocessor says so; nothing else.
         """
         return self._session._finish(self._link, self._shape, self._parts, timeout)
 
@@ -234,7 +238,12 @@ class CoprocessorSession:
 
     def _connect(self, connect_seconds: float) -> Link:
         handshake = HostHandshake.begin(
-            self.endpoint, self._workload, self._parameters, connect_seconds, self._options.call_seconds
+            self.endpoint,
+            self._workload,
+            self._parameters,
+            connect_seconds,
+            self._options.call_seconds,
+            self._options.silence_seconds,
         )
         with self._lock:
             adapters, kind = dict(self._adapters), self._kind
@@ -289,8 +298,8 @@ class CoprocessorSession:
                 started = time.perf_counter()
                 response = part.reply.result(deadline - time.monotonic())
                 received = time.perf_counter()
-                if response is None:
-                    raise DeltaUnavailableError(_NO_DELTA)
+                if not isinstance(response, frames.EvaluationResponse):
+                    raise _refusal(response)
                 rows = EvaluatedRows(c1=response.c1, c0=response.c0)
                 results.append(part.key.decrypt(part.encrypted, rows, shape.rows, shape.row_scales))
                 self.stats.count(response.counts)
@@ -300,7 +309,7 @@ class CoprocessorSession:
                     evaluate_seconds=response.evaluate_ns / 1e9,
                     bytes_down=frames.response_bytes(len(rows.c1), len(rows.c0), shape.rows, self._parameters),
                 )
-        except DeltaUnavailableError:
+        except (DeltaUnavailableError, LeaseExpiredError, BudgetExhaustedError):
             self.stats.add(failures=1)
             raise
         except queue.Empty:
@@ -334,6 +343,16 @@ class CoprocessorSession:
     def _log(self, event: str, cause: BaseException, **fields: object) -> None:
         reason = cause.reason if isinstance(cause, TenSafeError) else type(cause).__name__
         log.warning(event, endpoint=self.endpoint, reason=reason, frames=frames_of(cause), **fields)
+
+
+def _refusal(answer: frames.EvaluationFailure | None) -> TenSafeError:
+    """What an answer without a delta, or no answer, is to who waits for it."""
+    code = frames.DELTA_UNAVAILABLE if answer is None else answer.code
+    if code == frames.LEASE_EXPIRED:
+        return LeaseExpiredError("the lease on this adapter is over")
+    if code == frames.BUDGET_EXHAUSTED:
+        return BudgetExhaustedError("the token budget of this adapter is spent")
+    return DeltaUnavailableError(_NO_DELTA)
 
 
 __all__ = ["AttachedAdapter", "CoprocessorSession", "PendingDelta", "SessionOptions"]

@@ -1,4 +1,4 @@
-"""Binary frames of the hot path, inside the protobuf message `{bytes frame = 1}`. Version 2.
+"""Binary frames of the hot path, inside the protobuf message `{bytes frame = 1}`. Version 3.
 
 A frame is a fixed little-endian header and the arrays: either in the frame, after up to seven zero bytes that put them
 on an eight-byte boundary of the message, or in a slot of shared memory, and the frame has a reference to it. Residues
@@ -22,7 +22,7 @@ from tensorguard.ckks.randomness import SEED_BYTES
 from tensorguard.errors import InvalidInputError
 from tensorguard.session.shared_memory import Buffer, SharedRegion, Slot
 
-VERSION = 2
+VERSION = 3
 MAX_FRAME_BYTES = 16 * 1024 * 1024 - 16
 """Of a frame with everything that belongs to it, wherever its arrays lie."""
 MAX_TOKENS = 1 << 16
@@ -32,8 +32,10 @@ GROUP_CODES = {"qkv": 1, "o": 2, "gate_up": 3, "down": 4}
 _GROUP_NAMES = {code: name for name, code in GROUP_CODES.items()}
 
 _REQUEST, _RESPONSE, _FAILURE, _REQUEST_REFERENCE, _RESPONSE_REFERENCE = 1, 2, 3, 4, 5
-DELTA_UNAVAILABLE = 1
-"""The only error code: the host learns that there is no answer, not why."""
+DELTA_UNAVAILABLE, LEASE_EXPIRED, BUDGET_EXHAUSTED = 1, 2, 3
+"""Failure codes. The last two are about the adapter alone, whatever the request: ListAdapters tells them anybody. For
+every other cause the host learns that there is no answer, not why."""
+_FAILURE_CODES = (DELTA_UNAVAILABLE, LEASE_EXPIRED, BUDGET_EXHAUSTED)
 
 # version, kind, padding, group | layer, plan (tokens, channels, rows)
 # | handle, key number, tokens, ciphertexts | request id
@@ -99,7 +101,7 @@ class EvaluationResponse:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationFailure:
-    """No answer to this request. The cause is in the coprocessor's log only."""
+    """No answer to this request, and one of three codes. The cause is in the coprocessor's log only."""
 
     request_id: int
     code: int = DELTA_UNAVAILABLE
@@ -154,9 +156,9 @@ def write_response(response: EvaluationResponse, slot: Slot | None = None) -> by
     )
 
 
-def write_failure(request_id: int) -> bytes:
-    """The protobuf bytes of an `EvaluateResponse` that says only that there is no delta."""
-    frame = _FAILURE_HEADER.pack(VERSION, _FAILURE, 0, DELTA_UNAVAILABLE, 0, request_id)
+def write_failure(request_id: int, code: int = DELTA_UNAVAILABLE) -> bytes:
+    """The protobuf bytes of an `EvaluateResponse` that says that there is no delta."""
+    frame = _FAILURE_HEADER.pack(VERSION, _FAILURE, 0, code, 0, request_id)
     return _prefix(len(frame)) + frame
 
 
@@ -212,9 +214,9 @@ def read_response(
     if len(frame) == _FAILURE_HEADER.size:
         version, kind, padding, code, reserved, request_id = _header(frame, _FAILURE_HEADER)
         _check_kind(version, kind, padding, (_FAILURE,))
-        if code != DELTA_UNAVAILABLE or padding or reserved:
+        if code not in _FAILURE_CODES or padding or reserved:
             raise InvalidInputError("an unknown failure code")
-        return EvaluationFailure(request_id)
+        return EvaluationFailure(request_id, code)
     version, kind, padding, reserved, count, tokens, rows, request_id, nanoseconds, *counts = _header(
         frame, _RESPONSE_HEADER
     )

@@ -52,6 +52,7 @@ class HostHandshake:
         parameters: ParameterSet,
         connect_seconds: float,
         timeout_seconds: float,
+        silence_seconds: float,
     ) -> HostHandshake:
         """Attest, exchange tokens and nonces, and check that the peer is an attested coprocessor of this tenant.
 
@@ -59,7 +60,7 @@ class HostHandshake:
         AuthenticationError.
         """
         token, verifier = workload.token(), workload.client.verifier()
-        channel = open_channel(endpoint, wait_ready_seconds=connect_seconds)
+        channel = open_channel(endpoint, wait_ready_seconds=connect_seconds, silence_seconds=silence_seconds)
         try:
             host_nonce = os.urandom(NONCE_BYTES)
             answer = _call(

@@ -21,6 +21,9 @@ class SessionOptions:
     checked: every frame carries one more row, a secret combination of its others, that must fit the response: finds
     responses changed in one token. The row is sent, charged and counted for `tokens_per_key` like any other.
     reattest_seconds: an older session is replaced, with fresh evidence, when nothing is in flight.
+    silence_seconds: a coprocessor that answers no HTTP/2 ping for so long (stopped, or cut off) is given up, and every
+    delta that waits for it fails; one that computes answers them, however long it computes. At least 1. A proxy that
+    ends HTTP/2 answers in the coprocessor's place: then `reply_seconds`, or whatever the caller waits, is the limit.
     shared_memory_bytes: size of the memory shared with a coprocessor on a loopback address, so that frames need not go
     through the socket; 0 turns it off. Whole pages of 4096 bytes. Frames that find no room in it go inline.
     """
@@ -29,6 +32,7 @@ class SessionOptions:
     reconnect_seconds: float = 1.0
     call_seconds: float = 10.0
     reply_seconds: float = 30.0
+    silence_seconds: float = 2.0
     tokens_per_key: int = 2048
     pool_bytes: int = 32 << 20
     frame_bytes: int = 1 << 20

@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import grpc
 
@@ -28,21 +29,24 @@ _MOST_PENDING = 4096
 _INLINE, _SHARED = HE_FRAMES.labels("inline"), HE_FRAMES.labels("shared_memory")
 
 
+Answer: TypeAlias = frames.EvaluationResponse | frames.EvaluationFailure
+
+
 class Reply:
-    """One awaited response, and the slot of shared memory it may come in. `result` may be called once."""
+    """One awaited answer, and the slot of shared memory it may come in. `result` may be called once."""
 
     __slots__ = ("_box", "slot")
 
     def __init__(self, slot: Slot | None = None) -> None:
         self.slot = slot
-        self._box: queue.SimpleQueue[frames.EvaluationResponse | None] = queue.SimpleQueue()
+        self._box: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
 
-    def put(self, response: frames.EvaluationResponse | None) -> None:
-        """Hand over the response, or None when there will be none."""
-        self._box.put(response)
+    def put(self, answer: Answer | None) -> None:
+        """Hand over the answer, or None when there will be none."""
+        self._box.put(answer)
 
-    def result(self, timeout: float) -> frames.EvaluationResponse | None:
-        """The response, or None when there is none; queue.Empty when it did not come in time."""
+    def result(self, timeout: float) -> Answer | None:
+        """The answer, or None when the stream broke; queue.Empty when it did not come in time."""
         return self._box.get(timeout=max(0.0, timeout))
 
 
@@ -147,7 +151,7 @@ class EvaluationStream:
                     self._pending.pop(response.request_id, None)
                     self._give_back(reply.slot)
                     reply.slot = None
-                reply.put(response if isinstance(response, frames.EvaluationResponse) else None)
+                reply.put(response)
         except grpc.RpcError as error:
             cause = from_rpc_error(error)
         except TenSafeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from vllm.model_executor.layers.linear import LinearMethodBase
 
 from tensorguard.backends.vllm.hooks import ForwardPass, HookedLinearMethod, ProjectionBasis, add_delta
-from tensorguard.errors import DeltaUnavailableError, TenSafeError
+from tensorguard.errors import BudgetExhaustedError, DeltaUnavailableError, InvalidInputError, TenSafeError
 
 CPU = torch.device("cpu")
 D_IN, D_OUT, RANK = 6, 10, 2
@@ -156,14 +157,44 @@ def test_a_missing_delta_fails_the_adapters_requests_and_ends_its_calls(where: s
     assert (bench.sources["a"].calls, bench.sources["b"].calls) == (1, 2)
     assert bench.forward.counters.failed_calls == 1
     bench.forward.finish()
-    assert bench.forward.take_failed() == {"r0", "r3"}
-    assert bench.forward.take_failed() == frozenset()
+    assert bench.forward.take_failed() == {"r0": "delta_unavailable", "r3": "delta_unavailable"}
+    assert bench.forward.take_failed() == {}
+
+
+def test_requests_are_told_only_what_the_coprocessor_said_of_the_adapter() -> None:
+    bench = Bench()
+    bench.start("a", "b")
+    bench.sources["a"].fail_wait = BudgetExhaustedError("x")
+    bench.sources["b"].fail_begin = InvalidInputError("x")
+    bench.hook.apply(bench.layer, torch.randn(2, D_IN))
+    assert bench.forward.take_failed() == {"r0": "budget_exhausted", "r1": "delta_unavailable"}
+
+
+def test_all_adapters_of_a_step_have_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is waited for in vain takes none of the others' time: their deltas arrived meanwhile."""
+    bench = Bench()
+    bench.start("a", "b")
+    waits: list[float] = []
+
+    def stalled(pending: Source.Pending, timeout: float) -> npt.NDArray[np.float64]:
+        waits.append(timeout)
+        if pending.source.name == "a":
+            time.sleep(0.05)
+            raise DeltaUnavailableError("silent")
+        return pending.z
+
+    monkeypatch.setattr(Source.Pending, "wait", stalled)
+    x = torch.randn(2, D_IN)
+    out = bench.hook.apply(bench.layer, x)
+    torch.testing.assert_close(out[1], (x @ bench.layer.weight.T)[1] + bench.delta("b", x[1:])[0])
+    assert waits[0] <= 1.0 and waits[1] <= waits[0] - 0.05
+    assert set(bench.forward.take_failed()) == {"r0"}
 
 
 def test_an_unknown_adapter_fails_at_once() -> None:
     bench = Bench()
     bench.start("nobody", "a")
-    assert bench.forward.take_failed() == {"r0"}
+    assert bench.forward.take_failed() == {"r0": "delta_unavailable"}
     bench.hook.apply(bench.layer, torch.randn(2, D_IN))
     assert bench.events == ["begin a 1", "base", "wait a"]
 

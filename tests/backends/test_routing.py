@@ -9,7 +9,7 @@ import pytest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import SamplingParams
 
-from tensorguard.backends.vllm.failures import DELTA_UNAVAILABLE, DeltaUnavailable
+from tensorguard.backends.vllm.failures import DELTA_UNAVAILABLE, ENDINGS, DeltaUnavailable
 from tensorguard.backends.vllm.routing import ModelRoute, ServedAdapter
 from tensorguard.backends.vllm.rows import ADAPTER_ARGUMENT
 from tensorguard.errors import InvalidInputError
@@ -94,6 +94,24 @@ async def test_a_missing_delta_ends_the_request_and_moves_the_epoch() -> None:
     assert received == ["a"]
     assert engine.closed
     assert red.cache_salt != before
+
+
+@pytest.mark.parametrize("reason", ENDINGS)
+async def test_each_reason_has_its_error(reason: str) -> None:
+    red = adapter()
+    with pytest.raises(ENDINGS[reason]):
+        await run(ModelRoute(Engine(output("WRONG", "error", reason)), red))  # type: ignore[arg-type]
+    assert red.epoch == 1
+
+
+async def test_one_failed_choice_fails_the_request() -> None:
+    """n > 1: vLLM's children of a request are requests of their own."""
+    engine, red = Engine(output("a"), output("b", "stop")), adapter()
+    failed = CompletionOutput(1, "", [], None, None, finish_reason="error", stop_reason=DELTA_UNAVAILABLE)
+    engine.outputs[1].outputs.append(failed)
+    with pytest.raises(DeltaUnavailable):
+        await run(ModelRoute(engine, red), n=2)  # type: ignore[arg-type]
+    assert engine.closed and red.epoch == 1
 
 
 async def test_a_users_stop_string_is_not_a_failure() -> None:

@@ -81,7 +81,7 @@ def add(scheduler: FailClosedScheduler, name: str) -> Request:
 
 
 def step(
-    scheduler: FailClosedScheduler, tokens: dict[str, list[int]], failed: frozenset[str] = frozenset()
+    scheduler: FailClosedScheduler, tokens: dict[str, list[int]], failed: tuple[str, ...] = ()
 ) -> tuple[SchedulerOutput, dict[str, Any]]:
     """One step in which requests get `tokens` (after the prompt, guesses accepted), and what users get of it."""
     planned = scheduler.schedule()
@@ -91,7 +91,9 @@ def step(
         req_id_to_index={name: i for i, name in enumerate(names)},
         sampled_token_ids=[list(tokens[name]) for name in names],
     )
-    emitted = scheduler.update_from_output(planned, StepOutput.without(output, failed) if failed else output)
+    if failed:
+        output = StepOutput.without(output, dict.fromkeys(failed, DELTA_UNAVAILABLE))
+    emitted = scheduler.update_from_output(planned, output)
     return planned, {o.request_id: o for client in emitted.values() for o in client.outputs}
 
 
@@ -107,7 +109,7 @@ def test_a_failed_step_of_several_tokens_leaves_none_of_them(scheduler: FailClos
 
     # All guesses of both would be accepted.
     tokens = {"good": [101, 102, 103, 104], "bad": [101, 102, 103, 104]}
-    planned, emitted = step(scheduler, tokens, failed=frozenset({"bad"}))
+    planned, emitted = step(scheduler, tokens, failed=("bad",))
     assert planned.num_scheduled_tokens == {"good": GUESSED + 1, "bad": GUESSED + 1}
     assert (emitted["good"].new_token_ids, good.num_computed_tokens) == (tokens["good"], len(PROMPT) + GUESSED + 1)
     assert (emitted["bad"].new_token_ids, emitted["bad"].finish_reason) == ([], FinishReason.ERROR)
@@ -125,7 +127,7 @@ def test_a_failed_step_of_several_tokens_leaves_none_of_them(scheduler: FailClos
 
 def test_blocks_of_a_failed_prompt_are_not_found_again(scheduler: FailClosedScheduler) -> None:
     add(scheduler, "bad")
-    _, emitted = step(scheduler, {"bad": [100]}, failed=frozenset({"bad"}))
+    _, emitted = step(scheduler, {"bad": [100]}, failed=("bad",))
     assert emitted["bad"].finish_reason == FinishReason.ERROR
     add(scheduler, "next")
     planned, _ = step(scheduler, {"next": [100]})

@@ -65,7 +65,7 @@ def request() -> dict[str, Any]:
         "ids": ids,
         "seeds": seeds.hex(),
     }
-    header = struct.pack("<BBBBHHHHIIIIQ", 2, 1, 0, 3, 29, 8, 64, 8, 3, 2, 5, len(ids), 7)
+    header = struct.pack("<BBBBHHHHIIIIQ", 3, 1, 0, 3, 29, 8, 64, 8, 3, 2, 5, len(ids), 7)
     polynomials = [
         [residue(3 * c + i, n, prime) for n in range(DEGREE)] for c in range(len(ids)) for i, prime in enumerate(PRIMES)
     ]
@@ -76,7 +76,7 @@ def request() -> dict[str, Any]:
 def response() -> dict[str, Any]:
     counts = [27, 12, 15, 3, 3, 0, 0, 0]
     fields = {"responses": 3, "tokens": 2, "rows": 20, "request_id": 7, "evaluate_ns": 123456789, "counts": counts}
-    header = struct.pack("<BBBBIIIQQ8I", 2, 2, 0, 0, 3, 2, 20, 7, 123456789, *counts)
+    header = struct.pack("<BBBBIIIQQ8I", 3, 2, 0, 0, 3, 2, 20, 7, 123456789, *counts)
     c1 = [[residue(d, n, PRIMES[0]) for n in range(DEGREE)] for d in range(3)]
     c0 = [residue(9, n, PRIMES[0]) for n in range(2 * 20)]
     body = b"".join(map(pack, c1)) + b"".join(struct.pack("<I", value) for value in c0)
@@ -84,15 +84,22 @@ def response() -> dict[str, Any]:
 
 
 def request_by_reference() -> dict[str, Any]:
-    header = struct.pack("<BBBBHHHHIIIIQ", 2, 4, 0, 1, 0, 1, 288, 12, 0, 0, 1, 2, 8)
+    header = struct.pack("<BBBBHHHHIIIIQ", 3, 4, 0, 1, 0, 1, 288, 12, 0, 0, 1, 2, 8)
     frame = header + struct.pack("<QQ", 8192, 94208)
     made = b"\x0a" + varint(len(frame)) + frame
     return {"name": "request by reference", "offset": 8192, "length": 94208, "message": made.hex()}
 
 
-def failure() -> dict[str, Any]:
-    made = message(struct.pack("<BBBBIQ", 2, 3, 0, 1, 0, 258), b"")
-    return {"name": "failure", "request_id": 258, "message": made.hex()}
+def failures() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": "failure",
+            "request_id": 258,
+            "code": code,
+            "message": message(struct.pack("<BBBBIQ", 3, 3, 0, code, 0, 258), b"").hex(),
+        }
+        for code in (1, 2, 3)
+    ]
 
 
 def packing() -> dict[str, Any]:
@@ -108,7 +115,7 @@ def vectors() -> dict[str, Any]:
         "request": request(),
         "response": response(),
         "request_by_reference": request_by_reference(),
-        "failure": failure(),
+        "failures": failures(),
     }
 
 

@@ -23,9 +23,11 @@ from tensorguard.ckks.idle import ProcessorUse
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import (
     AuthenticationError,
+    BudgetExhaustedError,
     ConfigurationError,
     DeltaUnavailableError,
     InvalidInputError,
+    LeaseExpiredError,
     NotFoundError,
     PackageError,
     PermissionDeniedError,
@@ -360,10 +362,13 @@ def test_other_publisher_is_refused(world: World) -> None:
 # Failures of the coprocessor: one error for all, and recovery
 
 
-def fails(pending: PendingDelta, timeout: float | None = None) -> bool:
+def fails(
+    pending: PendingDelta, timeout: float | None = None, error: type[TenSafeError] = DeltaUnavailableError
+) -> bool:
     with pytest.raises(TenSafeError) as caught:
         pending.wait(timeout)
-    assert type(caught.value) is DeltaUnavailableError and caught.value.message == "delta unavailable"
+    assert type(caught.value) is error
+    assert error is not DeltaUnavailableError or caught.value.message == "delta unavailable"
     return True
 
 
@@ -568,6 +573,11 @@ TAMPERS: dict[str, Callable[[frames.EvaluationResponse], bytes]] = {
     "random c1": lambda r: with_arrays(r, c1=np.random.default_rng(1).integers(0, 2**29, r.c1.shape, dtype=np.uint32)),
     "too few rows": lambda r: with_arrays(r, c0=r.c0[:, :-1]),
     "too many responses": lambda r: with_arrays(r, c1=np.concatenate([r.c1, r.c1])),
+    "a rotation": lambda r: with_arrays(r, counts=dataclasses.replace(r.counts, rotations=1)),
+    "a key switch": lambda r: with_arrays(r, counts=dataclasses.replace(r.counts, key_switches=1)),
+    "an evaluation key": lambda r: with_arrays(r, counts=dataclasses.replace(r.counts, evaluation_key_bytes=1)),
+    "another version": lambda r: with_arrays(r).replace(bytes([frames.VERSION, 2]), bytes([frames.VERSION + 1, 2]), 1),
+    "an unknown failure": lambda r: frames.write_failure(r.request_id, 4),
     "another request's id": lambda r: with_arrays(r, request_id=r.request_id + 1000),
     "garbage": lambda r: b"\x0a\x05abcde",
     "empty": lambda r: b"",
@@ -648,6 +658,45 @@ def test_refusal_fails_only_its_request(world: World, cheat: tuple[Cheat, Server
         assert fails(session.begin(ADAPTER, 0, "qkv", activations(1)))
         assert session.healthy
         servicer.change = None
+        check_delta(world, session, activations(1), 0, "qkv")
+
+
+def test_a_stream_that_is_reset_fails_what_is_in_flight_and_opens_again(
+    world: World, cheat: tuple[Cheat, Server]
+) -> None:
+    servicer, server = cheat
+
+    def reset(response: frames.EvaluationResponse) -> bytes:
+        raise RuntimeError("the stream ends")
+
+    with session_with(world, server.address) as session:
+        check_delta(world, session, activations(1), 0, "qkv")
+        servicer.change = reset
+        pending = [session.begin(ADAPTER, 0, "qkv", activations(1)) for _ in range(3)]
+        assert all(fails(delta) for delta in pending)
+        assert not session.healthy
+        servicer.change = None
+        session.ensure_open()
+        check_delta(world, session, activations(1), 0, "qkv")
+
+
+def test_an_attestor_that_is_away_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with session_with(world, first_backoff_seconds=0.01, longest_backoff_seconds=0.02) as session:
+        assert session._link is not None
+        token = session._workload.token
+
+        def away() -> str:
+            raise UnavailableError("attestor gone")
+
+        monkeypatch.setattr(session._workload, "token", away)
+        session._break(session._link, UnavailableError("test"))
+        for _ in range(3):
+            with pytest.raises(DeltaUnavailableError):
+                session.ensure_open()
+            assert fails(session.begin(ADAPTER, 0, "qkv", activations(1)))
+            time.sleep(0.03)
+        monkeypatch.setattr(session._workload, "token", token)
+        session.ensure_open()
         check_delta(world, session, activations(1), 0, "qkv")
 
 
@@ -790,9 +839,9 @@ def test_budget_spent(tmp_path: Any) -> None:
     ):
         check_delta(world, session, activations(12), 0, "qkv")
         check_delta(world, session, activations(12), 1, "o")
-        assert fails(session.begin(ADAPTER, 0, "qkv", activations(9)))
+        assert fails(session.begin(ADAPTER, 0, "qkv", activations(9)), error=BudgetExhaustedError)
         check_delta(world, session, activations(8), 0, "qkv")
-        assert fails(session.begin(ADAPTER, 0, "qkv", activations(1)))
+        assert fails(session.begin(ADAPTER, 0, "qkv", activations(1)), error=BudgetExhaustedError)
         assert session.healthy
 
 
@@ -804,7 +853,8 @@ def test_lease_over(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         meter = world.coprocessor.servicer._store.get(ADAPTER).meter
         ends = meter.terms.expires_at
         monkeypatch.setattr(meter, "_clock", lambda: ends)
-        assert fails(session.begin(ADAPTER, 0, "qkv", activations(1)))
+        assert fails(session.begin(ADAPTER, 0, "qkv", activations(1)), error=LeaseExpiredError)
+        assert session.healthy
         with pytest.raises(TenSafeError, match="lease"):
             session.attach(ADAPTER)
 

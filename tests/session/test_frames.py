@@ -106,8 +106,15 @@ def test_response_survives(name: str, shape: tuple[int, int, int]) -> None:
     assert len(message) < frames.response_bytes(*shape, parameters) + 80
 
 
-def test_failure_survives_and_has_one_code() -> None:
-    assert frames.read_response(frames.write_failure(12), PARAMETERS) == frames.EvaluationFailure(12, 1)
+@pytest.mark.parametrize("code", [frames.DELTA_UNAVAILABLE, frames.LEASE_EXPIRED, frames.BUDGET_EXHAUSTED])
+def test_failure_survives(code: int) -> None:
+    assert frames.read_response(frames.write_failure(12, code), PARAMETERS) == frames.EvaluationFailure(12, code)
+
+
+@pytest.mark.parametrize("code", [0, 4, 255])
+def test_other_failure_codes_are_refused(code: int) -> None:
+    with pytest.raises(InvalidInputError, match="unknown failure code"):
+        frames.read_response(frames.write_failure(12, code), PARAMETERS)
 
 
 def test_arrays_by_reference_are_the_same_arrays() -> None:
@@ -204,7 +211,8 @@ def test_vectors() -> None:
         request_id=8,
     )
     assert frames.write_request(sent).hex() == reference["message"]
-    assert frames.write_failure(known["failure"]["request_id"]).hex() == known["failure"]["message"]
+    for failure in known["failures"]:
+        assert frames.write_failure(failure["request_id"], failure["code"]).hex() == failure["message"]
 
 
 # What is not a frame is refused
@@ -340,9 +348,9 @@ def test_limits_hold_for_frames_that_are_whole() -> None:
         frames.read_request(frames.write_request(make_request(1, tokens=frames.MAX_TOKENS + 1)), PARAMETERS)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, 255])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, 255])
 def test_other_versions_are_refused_by_name(version: int) -> None:
-    told = f"frame version {version} is not spoken here: use version 2"
+    told = f"frame version {version} is not spoken here: use version 3"
     with pytest.raises(InvalidInputError, match=told):
         frames.read_request(with_header(0, bytes([version])), PARAMETERS)
     for message in (SMALL_RESPONSE, FAILURE):

@@ -546,7 +546,7 @@ def test_a_coprocessor_that_guesses_the_challenge(world: World, monkeypatch: pyt
 
 
 def test_a_proof_by_another_key(world: World) -> None:
-    handshake = HostHandshake.begin(world.endpoint, world.workload(), PARAMETERS, 5.0, 10.0)
+    handshake = HostHandshake.begin(world.endpoint, world.workload(), PARAMETERS, 5.0, 10.0, 2.0)
     handshake.announce_key()
     handshake.peer = dataclasses.replace(handshake.peer, identity=WorkloadIdentity.generate().public)
     assert handshake.share_memory(MIB) is None

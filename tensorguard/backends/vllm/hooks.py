@@ -25,8 +25,9 @@ import torch
 from vllm.model_executor.layers.linear import LinearMethodBase
 
 from tensorguard.backends.vllm.compiled import call_hooked_linear
+from tensorguard.backends.vllm.failures import DELTA_UNAVAILABLE, told_reason
 from tensorguard.backends.vllm.rows import AdapterRows, map_rows
-from tensorguard.errors import DeltaUnavailableError, InternalError, TenSafeError
+from tensorguard.errors import InternalError, TenSafeError
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +36,7 @@ class PendingDelta(Protocol):
     """An encrypted product under way."""
 
     def wait(self, timeout: float) -> npt.NDArray[np.floating[Any]]:
-        """z [T, rows]. Raises DeltaUnavailableError."""
+        """z [T, rows]. Raises DeltaUnavailableError, LeaseExpiredError or BudgetExhaustedError."""
         ...
 
 
@@ -81,7 +82,8 @@ class ForwardPass:
     device: torch.device
     timeout: float
     active: list[AdapterRows] = field(default_factory=list)
-    failed: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Request id -> the reason its user is told."""
     counters: HookCounters = field(default_factory=HookCounters)
 
     def start(self, request_ids: Sequence[str], adapters: Sequence[str | None], row_starts: np.ndarray) -> None:
@@ -92,25 +94,24 @@ class ForwardPass:
             self.counters.adapted_rows += rows.count
             self.counters.adapted_requests += len(rows.request_ids)
             if rows.adapter not in self.sources:
-                self.fail(rows)
+                self.fail(rows, DELTA_UNAVAILABLE)
 
     def finish(self) -> None:
         """Forget the rows; `failed` stays until it is taken."""
         self.active = []
 
-    def fail(self, rows: AdapterRows) -> None:
+    def fail(self, rows: AdapterRows, reason: str) -> None:
         """Give up on all requests of one adapter in this pass.
 
         Not only on one request: requests of the same adapter may read KV blocks that a failed one is just
         writing.
         """
-        self.failed.update(rows.request_ids)
+        self.failed.update(dict.fromkeys(rows.request_ids, reason))
         self.active = [other for other in self.active if other is not rows]
 
-    def take_failed(self) -> frozenset[str]:
-        """The requests that failed since the last call."""
-        failed = frozenset(self.failed)
-        self.failed.clear()
+    def take_failed(self) -> dict[str, str]:
+        """The requests that failed since the last call, each with the reason its user is told."""
+        failed, self.failed = self.failed, {}
         return failed
 
 
@@ -163,8 +164,11 @@ class HookedLinearMethod(LinearMethodBase):
         sent = time.perf_counter()
         output = self.original.apply(layer, x, bias)
         computed = time.perf_counter()
+        # One deadline for all: a coprocessor that is waited for in vain takes no time from the others, whose deltas
+        # arrive meanwhile.
+        deadline = sent + self.forward_pass.timeout
         for rows, delta in pending:
-            self._add(rows, delta, output)
+            self._add(rows, delta, output, deadline)
         counters.base_seconds += computed - sent
         counters.hook_seconds += time.perf_counter() - computed + sent - started
         return output
@@ -183,9 +187,9 @@ class HookedLinearMethod(LinearMethodBase):
                 self._give_up(rows, error)
         return pending
 
-    def _add(self, rows: AdapterRows, delta: PendingDelta, output: torch.Tensor) -> None:
+    def _add(self, rows: AdapterRows, delta: PendingDelta, output: torch.Tensor, deadline: float) -> None:
         try:
-            z = delta.wait(self.forward_pass.timeout)
+            z = delta.wait(max(0.0, deadline - time.perf_counter()))
         except TenSafeError as error:
             self._give_up(rows, error)
             return
@@ -193,15 +197,15 @@ class HookedLinearMethod(LinearMethodBase):
 
     def _give_up(self, rows: AdapterRows, error: TenSafeError) -> None:
         self.forward_pass.counters.failed_calls += 1
-        self.forward_pass.fail(rows)
-        # The cause stays in this process's log; callers learn only that there was no delta.
+        self.forward_pass.fail(rows, told_reason(error))
+        # The cause stays in this process's log.
         log.warning(
             "delta_unavailable",
             adapter=rows.adapter,
             layer=self.layer_number,
             group=self.group,
             requests=len(rows.request_ids),
-            reason=error.reason if not isinstance(error, DeltaUnavailableError) else "delta_unavailable",
+            reason=error.reason,
         )
 
 

@@ -21,7 +21,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
-from tensorguard.backends.vllm.failures import DELTA_UNAVAILABLE, DeltaUnavailable
+from tensorguard.backends.vllm.failures import ENDINGS
 from tensorguard.backends.vllm.rows import ADAPTER_ARGUMENT, adapter_key
 from tensorguard.errors import InvalidInputError, NotFoundError
 
@@ -115,8 +115,8 @@ class ModelRoute:
         """vLLM's `generate`, through this route's adapter.
 
         prompt: a rendered engine input, or a mapping with "prompt" or "prompt_token_ids".
-        Raises DeltaUnavailable when a delta was missing; what was yielded before is complete and correct. Raises
-        NotFoundError when the adapter is gone.
+        Raises DeltaUnavailable, LeaseExpired or BudgetExhausted when a delta was missing; what was yielded before is
+        complete and correct. Raises NotFoundError when the adapter is gone.
         """
         prompt, sampling_params = self._bind(prompt, sampling_params, options)
         outputs = cast(
@@ -127,12 +127,16 @@ class ModelRoute:
         with self.held():
             async with aclosing(outputs):
                 async for output in outputs:
-                    # The finish reason tells our reason from a user's stop string that reads like it.
-                    if any(c.finish_reason == "error" and c.stop_reason == DELTA_UNAVAILABLE for c in output.outputs):
-                        if self.adapter is not None:
-                            self.adapter.epoch += 1
-                        raise DeltaUnavailable
+                    self._check(output)
                     yield output
+
+    def _check(self, output: RequestOutput) -> None:
+        for choice in output.outputs:
+            # The finish reason tells our reason from a user's stop string that reads like it.
+            if choice.finish_reason == "error" and choice.stop_reason in ENDINGS:
+                if self.adapter is not None:
+                    self.adapter.epoch += 1
+                raise ENDINGS[choice.stop_reason]
 
     def _bind(
         self, prompt: Any, sampling_params: SamplingParams, options: dict[str, Any]

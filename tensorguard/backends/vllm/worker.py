@@ -78,7 +78,7 @@ class HeLoraWorker(BaseWorker):
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> ModelRunnerOutput:
         output = super().sample_tokens(grammar_output)
-        failed = self.forward_pass.take_failed() if self.forward_pass is not None else frozenset()
+        failed = self.forward_pass.take_failed() if self.forward_pass is not None else {}
         if not failed:
             return output
         if isinstance(output, AsyncModelRunnerOutput):

@@ -115,8 +115,11 @@ def test_outage_is_survived_until_the_lease_ends(parts: Parts) -> None:
     with pytest.raises(LeaseExpiredError):
         parts.store.get("a")
     parts.keeper.step()
-    with pytest.raises(NotFoundError):
+    with pytest.raises(LeaseExpiredError):
         parts.store.get("a")
+    assert parts.store.all() == []
+    with pytest.raises(NotFoundError):
+        parts.store.get("b")
 
 
 def test_dropped_adapter_comes_back_with_a_fresh_lease(parts: Parts) -> None:
@@ -126,6 +129,8 @@ def test_dropped_adapter_comes_back_with_a_fresh_lease(parts: Parts) -> None:
     parts.open_error = BudgetExhaustedError("spent")
     pauses = [parts.keeper.step() for _ in range(6)]
     assert pauses == [10, 20, 40, 60, 60, 60]
+    with pytest.raises(BudgetExhaustedError, match=r"^spent$"):
+        parts.store.get("a")
     parts.open_error = None
     parts.keeper.step()
     assert parts.store.get("a") is parts.opened[0]

@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY
 
 from services.he_lora.adapters import AdapterStore
 from tensorguard.ckks.evaluator import Evaluator
+from tensorguard.errors import LeaseExpiredError
 from tensorguard.session.client import CoprocessorSession
 from tests.support.coprocessor import ADAPTER, World
 
@@ -50,5 +51,5 @@ def test_memory_is_counted_per_adapter_until_it_is_dropped(world: World) -> None
     store = AdapterStore()
     store.put(dataclasses.replace(adapter, name="another"))
     assert gauge("another") == expected
-    store.drop("another")
+    store.drop("another", LeaseExpiredError("over"))
     assert gauge("another") is None and gauge(ADAPTER) == expected

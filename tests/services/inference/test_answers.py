@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.exceptions import GenerationError
 
-from services.inference.answers import RESERVED_FIELDS, _stream, error_answer, parse_body
-from tensorguard.backends.vllm.failures import DeltaUnavailable
+from services.inference.answers import RESERVED_FIELDS, _answer, _stream, _Streamed, error_answer, parse_body
+from tensorguard.backends.vllm.failures import ENDINGS
 from tensorguard.errors import InvalidInputError, TenSafeError, UnavailableError
 
 
@@ -45,11 +47,48 @@ def test_the_request_id_is_the_services() -> None:
     assert parse_body(body, "")["request_id"] not in ("", "theirs")
 
 
-async def test_a_missing_delta_is_a_503_that_says_so() -> None:
-    answer = await error_answer(DeltaUnavailable())
-    assert answer.status == 503
-    error = (await document(answer))["error"]
-    assert (error["type"], error["code"]) == ("server_error", "delta_unavailable")
+class Streaming(_Streamed):
+    """What vLLM's serving classes do with an error in a stream."""
+
+    async def events(self, error: GenerationError, before: int) -> AsyncIterator[str]:
+        try:
+            for n in range(before):
+                yield f'data: {{"id": "{n}"}}\n\n'
+            raise error
+        except GenerationError as e:
+            yield f"data: {self._convert_generation_error_to_streaming_response(e)}\n\n"
+        yield "data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("kind", ENDINGS.values())
+async def test_a_missing_delta_ends_the_call_with_its_reason(kind: type[Any]) -> None:
+    async def fails(request: Any) -> Any:
+        raise kind
+
+    with pytest.raises(TenSafeError) as caught:
+        await _answer(CompletionRequest, fails, {"prompt": "x"})
+    assert caught.value.reason == kind.reason
+
+
+@pytest.mark.parametrize("kind", ENDINGS.values())
+@pytest.mark.parametrize("before", [0, 1, 2])
+async def test_so_it_does_in_a_stream_without_done(kind: type[Any], before: int) -> None:
+    received = []
+    with pytest.raises(TenSafeError) as caught:
+        answer = await _stream(Streaming().events(kind(), before))  # type: ignore[arg-type]
+        async for piece in answer.body:
+            received.append(piece)
+    assert (caught.value.reason, len(received)) == (kind.reason, before)
+    assert caught.value.message == kind().message
+    assert not any(b"error" in piece or b"DONE" in piece for piece in received)
+
+
+async def test_a_callers_mistake_is_an_openai_document() -> None:
+    async def fails(request: Any) -> Any:
+        raise InvalidInputError("what was wrong")
+
+    answer = await _answer(CompletionRequest, fails, {"prompt": "x"})
+    assert (answer.status, (await document(answer))["error"]["message"]) == (400, "what was wrong")
 
 
 async def test_unexpected_errors_do_not_tell_what_they_were() -> None:
@@ -60,26 +99,26 @@ async def test_unexpected_errors_do_not_tell_what_they_were() -> None:
     assert (unavailable.status, (await document(unavailable))["error"]["code"]) == (503, "unavailable")
 
 
-async def test_a_stream_that_fails_first_has_a_status() -> None:
+async def test_a_stream_that_vllm_fails_first_has_a_status() -> None:
     closed = False
 
     async def events() -> AsyncIterator[str]:
         nonlocal closed
         try:
-            yield 'data: {"error": {"message": "m", "type": "t", "param": null, "code": "delta_unavailable"}}\n\n'
+            yield 'data: {"error": {"message": "m", "type": "t", "param": null, "code": 503}}\n\n'
             yield "data: [DONE]\n\n"
         finally:
             closed = True
 
     answer = await _stream(events())  # type: ignore[arg-type]
     assert (answer.status, answer.content_type, closed) == (503, "application/json", True)
-    assert (await document(answer))["error"]["code"] == "delta_unavailable"
+    assert (await document(answer))["error"] == {"message": "m", "type": "server_error", "param": None, "code": None}
 
 
-async def test_a_stream_that_fails_later_ends_with_the_error() -> None:
+async def test_a_stream_that_vllm_fails_later_ends_with_the_error() -> None:
     async def events() -> AsyncIterator[str]:
         yield 'data: {"id": "1"}\n\n'
-        yield 'data: {"error": {"code": "delta_unavailable"}}\n\n'
+        yield 'data: {"error": {"message": "m", "code": 500}}\n\n'
         yield "data: [DONE]\n\n"
 
     answer = await _stream(events())  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
+from tensorguard.rpc.status import REASON_KEY
 from tests.support.random_lora import write_random_lora
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,6 +46,12 @@ class Served:
         parts = [part async for part in self.call(endpoint, **body)]
         head = parts[0].head
         return head.status, head.content_type, b"".join(part.body for part in parts[1:])
+
+    async def refused(self, **body: Any) -> tuple[grpc.StatusCode, str]:
+        """Status and reason of a call that must fail."""
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self.complete(**body)
+        return caught.value.code(), str(dict(caught.value.trailing_metadata())[REASON_KEY])
 
     def call(self, endpoint: int = 2, **body: Any) -> Any:
         from tensorguard.rpc.generated.tensafe.inference.v1 import inference_pb2
@@ -164,18 +171,14 @@ async def test_a_failed_delta_ends_only_requests_of_its_adapter(served: Served) 
     served.failing(RED).touch()
     try:
         failed, streamed, base, blue = await asyncio.gather(
-            served.complete(model=RED, prompt=PROMPTS[1], max_tokens=24),
-            served.complete(model=RED, prompt=PROMPTS[1], max_tokens=24, stream=True),
+            served.refused(model=RED, prompt=PROMPTS[1], max_tokens=24),
+            served.refused(model=RED, prompt=PROMPTS[1], max_tokens=24, stream=True),
             served.tokens(BASE, PROMPTS[1]),
             served.tokens(BLUE, PROMPTS[1]),
         )
     finally:
         served.failing(RED).unlink()
-    for status, kind, body in (failed, streamed):
-        # No token was generated yet, so even the stream has a status to fail with.
-        assert (status, kind) == (503, "application/json")
-        error = json.loads(body)["error"]
-        assert (error["code"], error["type"]) == ("delta_unavailable", "server_error")
+    assert failed == streamed == (grpc.StatusCode.ABORTED, "delta_unavailable")
     assert blue == before
     assert len(base) == 24
     assert served.core.adapters[RED].epoch >= epoch + 2
@@ -197,19 +200,20 @@ async def test_a_stream_ends_with_the_error_and_without_a_wrong_token(served: Se
             stream=True,
             return_token_ids=True,
         )
-        async for part in call:
-            for line in part.body.decode().split("\n\n"):
-                if line:
-                    events.append(json.loads(line.removeprefix("data: ")))
-            if len(events) == 4:
-                served.failing(RED).touch()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for part in call:
+                for line in part.body.decode().split("\n\n"):
+                    if line:
+                        events.append(json.loads(line.removeprefix("data: ")))
+                if len(events) == 4:
+                    served.failing(RED).touch()
     finally:
         served.failing(RED).unlink(missing_ok=True)
-    assert events[-1]["error"]["code"] == "delta_unavailable"
-    received = [token for event in events[:-1] for token in event["choices"][0]["token_ids"]]
+    assert dict(caught.value.trailing_metadata())[REASON_KEY] == "delta_unavailable"
+    received = [token for event in events for token in event["choices"][0]["token_ids"]]
     assert 4 <= len(received) < 120
     assert received == whole[: len(received)]
-    assert all(event["choices"][0]["finish_reason"] is None for event in events[:-1])
+    assert all(event["choices"][0]["finish_reason"] is None for event in events)
     assert len(await base) == 60
 
 
@@ -258,10 +262,9 @@ async def test_blocks_of_a_failed_request_are_never_reused(served: Served) -> No
     prompt = "The ship's log of a long voyage to the north. " * 30 + "Then"
     served.failing(BLUE).touch()
     try:
-        status, _, _ = await served.complete(model=BLUE, prompt=prompt, max_tokens=24, temperature=0)
+        await served.refused(model=BLUE, prompt=prompt, max_tokens=24, temperature=0)
     finally:
         served.failing(BLUE).unlink()
-    assert status == 503
     # The same salt again, as a request that was waiting meanwhile has it: only eviction protects it.
     served.core.adapters[BLUE].epoch -= 1
     with_old_salt = await served.tokens(BLUE, prompt, max_tokens=8)
