@@ -158,6 +158,12 @@ class DeltaUnavailableError(TenSafeError):
     reason = "delta_unavailable"
 
 
+class AbortedError(TenSafeError):
+    """The request was ended early, by its caller's own wish."""
+
+    reason = "aborted"
+
+
 class InternalError(TenSafeError):
     """Something unexpected; details are in the service's own log."""
 

@@ -42,6 +42,7 @@ _STATUS: dict[type[TenSafeError], Status] = {
     errors.UnavailableError: Status(grpc.StatusCode.UNAVAILABLE, 503, retry_after=2),
     errors.LeaseExpiredError: Status(grpc.StatusCode.FAILED_PRECONDITION, 503, retry_after=30),
     errors.BudgetExhaustedError: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
+    errors.AbortedError: Status(grpc.StatusCode.CANCELLED, 499),
     # Not UNAVAILABLE: gRPC's and proxies' automatic retries must not repeat a failed evaluation.
     errors.DeltaUnavailableError: Status(grpc.StatusCode.ABORTED, 503, retry_after=2),
 }

@@ -1,18 +1,21 @@
-"""An attestor and a coprocessor beside an engine that runs in this process (`TenSafeAsyncEngine`)."""
+"""An attestor and coprocessors beside an engine that runs in this process (`TenSafeAsyncEngine`)."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import structlog
 
 from tensorguard.errors import ConfigurationError
+from tensorguard.evidence.development import DevelopmentState
 from tensorguard.package.publishers import DEFAULT_ATTESTOR_STATE
 from tensorguard.stack.launcher import Launcher
-from tensorguard.stack.packages import find_adapter
+from tensorguard.stack.ports import free_port
 from tensorguard.stack.progress import Progress
-from tensorguard.stack.services import PackagedAdapter
+from tensorguard.stack.services import LOOPBACK, PackagedAdapter, coprocessor_spec
 from tensorguard.stack.settings import StackSettings, load_stack_settings
 from tensorguard.stack.stack import EMBEDDED_PORTS, Trust, choose_ports, start_trust
 
@@ -20,12 +23,44 @@ log = structlog.get_logger(__name__)
 
 
 class Embedded:
-    """Running services. `close`, or leaving the context, stops them; so does the end of this process."""
+    """Running services. `close`, or leaving the context, stops them; so does the end of this process.
 
-    def __init__(self, launcher: Launcher, trust: Trust, adapter: PackagedAdapter) -> None:
+    `adapters` are served by the first coprocessor, behind `trust`; every adapter that is added later has a
+    coprocessor of its own.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        settings: StackSettings,
+        state: DevelopmentState,
+        trust: Trust,
+        adapters: Sequence[PackagedAdapter],
+    ) -> None:
         self._launcher = launcher
+        self._settings = settings
+        self._state = state
         self.trust = trust
-        self.adapter = adapter
+        self.adapters = tuple(adapters)
+
+    def add(self, adapter: PackagedAdapter) -> Trust:
+        """Serve one more package, or another release of one; returns where. Takes seconds.
+
+        Raises ConfigurationError for another tenant's package, UnavailableError when the coprocessor does not start.
+        """
+        _check_one_tenant([*self.adapters, adapter])
+        spec = coprocessor_spec(self._settings, free_port(LOOPBACK), self._state, self.trust.attestor, [adapter])
+        spec = dataclasses.replace(spec, name=_service_of(adapter))
+        try:
+            self._launcher.start(spec)
+        except BaseException:
+            self._launcher.stop(spec.name)
+            raise
+        return dataclasses.replace(self.trust, coprocessor=spec.address)
+
+    def remove(self, adapter: PackagedAdapter) -> None:
+        """Stop the coprocessor that `add` started for a package."""
+        self._launcher.stop(_service_of(adapter))
 
     def close(self) -> None:
         self._launcher.stop()
@@ -40,31 +75,34 @@ class Embedded:
 
 
 def start_embedded(
-    package: Path,
-    *,
-    adapter_name: str | None = None,
-    state_dir: Path | None = None,
-    publisher_keys: tuple[Path, ...] = (),
-    base_model: str | None = None,
-    progress: Progress | None = None,
+    settings: StackSettings, adapters: Sequence[PackagedAdapter], progress: Progress | None = None
 ) -> Embedded:
-    """Start an attestor with the state in `state_dir` and a coprocessor for `package`, on free ports.
+    """Start an attestor with the state that `settings` name and a coprocessor for `adapters`, on free ports.
 
-    Their evidence is simulated, which is logged as a warning.
-    Raises ConfigurationError when the package's content key is not registered in `state_dir`, PackageError
-    when the package does not verify (BaseModelMismatchError when it is not for `base_model`), UnavailableError when a
-    service does not start (with the end of its log).
+    Their evidence is simulated, which is logged as a warning. Raises ConfigurationError where the packages are of
+    several tenants, UnavailableError when a service does not start (with the end of its log).
     """
-    settings = local_settings(state_dir, attestor_port=0, coprocessor_port=0)
-    adapter = find_adapter(package, settings.attestor_state, adapter_name, publisher_keys, base_model)
+    _check_one_tenant(adapters)
     warn_simulated()
     launcher = Launcher(settings.logs, progress)
     try:
-        trust, _ = start_trust(launcher, settings, [adapter], choose_ports(settings, EMBEDDED_PORTS))
+        trust, state = start_trust(launcher, settings, adapters, choose_ports(settings, EMBEDDED_PORTS))
     except BaseException:
         launcher.stop()
         raise
-    return Embedded(launcher, trust, adapter)
+    return Embedded(launcher, settings, state, trust, adapters)
+
+
+def _check_one_tenant(adapters: Sequence[PackagedAdapter]) -> None:
+    if len(tenants := sorted({adapter.tenant for adapter in adapters})) > 1:
+        raise ConfigurationError(
+            f"the packages belong to the tenants {', '.join(tenants)}: embedded services serve one; start a "
+            "coprocessor for each, and give their endpoints"
+        )
+
+
+def _service_of(adapter: PackagedAdapter) -> str:
+    return f"he_lora-{adapter.digest[:16]}"
 
 
 def warn_simulated() -> None:

@@ -81,10 +81,15 @@ class Launcher:
             self.check_alive()
             time.sleep(0.5)
 
-    def stop(self) -> None:
-        """Stop all services, the last started first, and wait until they and their children are gone."""
+    def stop(self, *names: str) -> None:
+        """Stop the named services, the last started first, and wait until they and their children are gone.
+
+        Without names: all of them, after which nothing can be started any more.
+        """
         for process in reversed(self._processes):
-            process.terminate()
-            process.wait_stopped(process.spec.stop_seconds)
-        self._processes.clear()
-        self._guard.close()
+            if not names or process.spec.name in names:
+                process.terminate()
+                process.wait_stopped(process.spec.stop_seconds)
+        self._processes = [p for p in self._processes if names and p.spec.name not in names]
+        if not names:
+            self._guard.close()

@@ -11,6 +11,7 @@ import pytest
 from tensorguard.backends.vllm import registry
 from tensorguard.backends.vllm.config import AdapterConnection
 from tensorguard.backends.vllm.registry import AdapterRegistry
+from tensorguard.backends.vllm.routing import ServedAdapter
 from tensorguard.backends.vllm.rows import adapter_key
 from tensorguard.errors import ConfigurationError, NotFoundError, PackageError
 
@@ -60,7 +61,12 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 class Bench:
     def __init__(self) -> None:
         self.worker = Worker()
-        self.registry = AdapterRegistry(self.worker.call, "base")
+        self.detached: list[str] = []
+        self.registry = AdapterRegistry(self.worker.call, "base", self.note)
+
+    async def note(self, adapter: ServedAdapter) -> None:
+        assert adapter.key not in self.worker.attached
+        self.detached.append(adapter.key)
 
     async def settle(self) -> None:
         for _ in range(50):
@@ -99,6 +105,7 @@ async def test_a_replaced_release_serves_its_own_requests_to_their_end() -> None
         assert bench.worker.attached == [OLD, NEW], "the old release went while a request was on it"
     await bench.settle()
     assert bench.worker.attached == [NEW]
+    assert bench.detached == [OLD]
     with pytest.raises(NotFoundError, match="no longer served"), old.held():
         pass
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from tensorguard.backends.vllm import TenSafeAsyncEngine, TenSafeVLLMConfig
+from tensorguard.backends.vllm import TenSafeAsyncEngine, TenSafeVLLMConfig, sources
 from tensorguard.backends.vllm.config import WorkerSettings
 from tensorguard.backends.vllm.connect import host_platform
 from tensorguard.backends.vllm.core import EngineCore
@@ -49,7 +49,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_bytes(b"")
     adapter = PackagedAdapter("a", path, "tenant", "ab" * 32, NAMED["publisher_keys"])
     trust = Trust("127.0.0.1:2", "thumbprint", "127.0.0.1:1", Path("/s/root"))
-    monkeypatch.setattr(embedded, "find_adapter", lambda *_: adapter)
+    monkeypatch.setattr(sources, "find_adapter", lambda *_: adapter)
     monkeypatch.setattr(embedded, "choose_ports", lambda *_: {})
     monkeypatch.setattr(embedded, "start_trust", lambda *_: (trust, STATE))
     return path

@@ -125,22 +125,30 @@ def running_world(
         mode=mode,
     )
     with running_attestor(state) as attestor:
-        given: dict[str, Any] = {
-            "packages": [folder / "adapter.tssp"],
-            "publisher_keys": [public],
-            "tenant": TENANT,
-            "attestor": attestor,
-            "attestor_thumbprint": state.attestor_thumbprint,
-            "simulated_root_key": state.simulated_root_key,
-            "listen": "127.0.0.1:0",
-            **settings,
-        }
-        configured = HeLoraSettings(_cli_parse_args=[], **given)
-        coprocessor = build_coprocessor(configured)
-        coprocessor.start()
+        configured, coprocessor = start_coprocessor(state, attestor, [folder / "adapter.tssp"], [public], **settings)
         world = World(folder, state, attestor, configured, coprocessor, publisher, package, tensors)
         try:
             yield world
         finally:  # a test may have put another one in its place
             world.coprocessor.server.stop(0)
             world.coprocessor.close()
+
+
+def start_coprocessor(
+    state: DevelopmentState, attestor: str, packages: list[Path], publisher_keys: list[Path], **settings: Any
+) -> tuple[HeLoraSettings, Coprocessor]:
+    """Serve packages of `TENANT`. The caller stops and closes it."""
+    given: dict[str, Any] = {
+        "packages": packages,
+        "publisher_keys": publisher_keys,
+        "tenant": TENANT,
+        "attestor": attestor,
+        "attestor_thumbprint": state.attestor_thumbprint,
+        "simulated_root_key": state.simulated_root_key,
+        "listen": "127.0.0.1:0",
+        **settings,
+    }
+    configured = HeLoraSettings(_cli_parse_args=[], **given)
+    coprocessor = build_coprocessor(configured)
+    coprocessor.start()
+    return configured, coprocessor

@@ -1,6 +1,6 @@
 """What a TenSafe vLLM engine can be told, checked before anything is started.
 
-`TenSafeVLLMConfig` is the user's view: one base model and at most one adapter. `AdapterConnection` and
+`TenSafeVLLMConfig` is the user's view: one base model and its adapters. `AdapterConnection` and
 `WorkerSettings` (and `options.EngineOptions`) are the same facts as the engine needs them: the inference service
 fills them from its own settings, and they cross into the worker process (endpoints, paths and public keys; no
 secret). This module imports neither torch nor vLLM.
@@ -44,6 +44,8 @@ class AdapterConnection(BaseModel):
     """Manifest digest (SHA-256, hex) the adapter must have; None accepts any that verifies."""
     checked: bool = False
     """Send a check row with every request (docs/protocol.md, "Checked mode"); it is charged like a token."""
+    require_attestation: bool = False
+    """Refuse a coprocessor with simulated evidence even where the engine permits it."""
 
     @model_validator(mode="after")
     def _has_publisher(self) -> AdapterConnection:
@@ -94,6 +96,9 @@ class TenSafeVLLMConfig(EngineOptions):
     he_checked_mode: bool = False
     """Send a check row with every request, which finds responses that were changed in one token and is charged
     like a token (docs/protocol.md, "Checked mode")."""
+    adapters: tuple[Path | AdapterConnection, ...] = ()
+    """More adapters: sealed packages, which embedded services open, or connections to running coprocessors. Others may
+    come and go while the engine runs (`add_adapter`, `remove_adapter`)."""
     adapter_name: str | None = Field(default=None, pattern=NAME_PATTERN)
     """Model name of the adapter, which is its package's id; None takes it from the package."""
     require_attestation: bool | None = None
@@ -138,7 +143,8 @@ class TenSafeVLLMConfig(EngineOptions):
 
     def _check_no_adapter(self) -> None:
         options = ("tssp_package_path", "coprocessor_endpoint", "attestor_endpoint", "adapter_name")
-        if given := [name for name in options if getattr(self, name) is not None]:
+        given = [name for name in options if getattr(self, name) is not None] + ["adapters"] * bool(self.adapters)
+        if given:
             raise ConfigurationError(f"{', '.join(given)} needs enable_he_lora=True; set that too, or leave it out")
         if self.base_name_answers == "adapter":
             raise ConfigurationError("base_name_answers='adapter' needs an adapter; set enable_he_lora=True")
@@ -146,13 +152,21 @@ class TenSafeVLLMConfig(EngineOptions):
             raise ConfigurationError("he_checked_mode=True needs an adapter; set enable_he_lora=True")
 
     def _check_adapter(self) -> None:
-        if self.tssp_package_path is None and self.coprocessor_endpoint is None:
+        single = self.tssp_package_path is not None or self.coprocessor_endpoint is not None
+        if not single and not self.adapters:
             raise ConfigurationError(
-                "enable_he_lora=True needs an adapter: set tssp_package_path, or coprocessor_endpoint and adapter_name"
+                "enable_he_lora=True needs an adapter: set tssp_package_path, or coprocessor_endpoint and "
+                "adapter_name, or adapters"
             )
+        if missing := [path for path in self.adapters if isinstance(path, Path) and not path.is_file()]:
+            raise ConfigurationError(f"adapters: there is no file {missing[0]}")
+        if not single and self.adapter_name is not None:
+            raise ConfigurationError("adapter_name is the name of tssp_package_path; leave it out with adapters alone")
+        if not single and self.base_name_answers == "adapter":
+            raise ConfigurationError("base_name_answers='adapter' needs one adapter; set tssp_package_path")
         if self.tssp_package_path is not None and not self.tssp_package_path.is_file():
             raise ConfigurationError(f"tssp_package_path: there is no file {self.tssp_package_path}")
-        if self.tssp_package_path is None and self.adapter_name is None:
+        if single and self.tssp_package_path is None and self.adapter_name is None:
             raise ConfigurationError("coprocessor_endpoint without tssp_package_path needs adapter_name")
         if (self.coprocessor_endpoint is None) != (self.attestor_endpoint is None):
             raise ConfigurationError(
@@ -173,7 +187,8 @@ class TenSafeVLLMConfig(EngineOptions):
         """What `require_attestation` means for where the services are."""
         if self.require_attestation is None:
             # Whoever starts the services on this machine already controls all that evidence would protect.
-            return self.coprocessor_endpoint is None
+            given = any(isinstance(source, AdapterConnection) for source in self.adapters)
+            return self.coprocessor_endpoint is None and not given
         return not self.require_attestation
 
     def engine_options(self) -> EngineOptions:

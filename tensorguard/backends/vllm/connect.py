@@ -125,7 +125,8 @@ class Connector:
                 connection.coprocessor_endpoint, workload, verify_keys=connection.read_publisher_keys(), options=options
             )
             resources.callback(session.close)
-            if self._settings.require_attestation and session.evidence_kind == EvidenceKind.SIMULATED.value:
+            hardware_only = self._settings.require_attestation or connection.require_attestation
+            if hardware_only and session.evidence_kind == EvidenceKind.SIMULATED.value:
                 raise EvidenceRefusedError(_simulated(f"the coprocessor of adapter {connection.name!r}"))
             adapter = session.attach(connection.name)
             check_adapter(adapter, connection, model)

@@ -26,6 +26,7 @@ from tensorguard.backends.vllm.options import EngineOptions, check_engine_option
 from tensorguard.errors import ConfigurationError, InternalError, UnavailableError
 
 if TYPE_CHECKING:
+    from tensorguard.backends.vllm.registry import OnDetached
     from tensorguard.backends.vllm.routing import ModelRoute, ServedAdapter
 
 log = structlog.get_logger(__name__)
@@ -53,14 +54,16 @@ ENVIRONMENT_DEFAULTS = {
 class EngineCore:
     """A running vLLM engine and its adapters. Create it with `start` inside a running event loop."""
 
-    def __init__(self, llm: Any, options: EngineOptions, model_path: Path, *, he_lora: bool = True) -> None:
+    def __init__(
+        self, llm: Any, options: EngineOptions, model_path: Path, *, he_lora: bool, on_detached: OnDetached
+    ) -> None:
         from tensorguard.backends.vllm.registry import AdapterRegistry
 
         self.llm = llm
         self.options = options
         self.model_path = model_path
         self.he_lora = he_lora
-        self._registry = AdapterRegistry(self._call, options.base_name)
+        self._registry = AdapterRegistry(self._call, options.base_name, on_detached)
         self._closed = False
         atexit.register(self.shutdown)
 
@@ -77,9 +80,11 @@ class EngineCore:
         pool_bytes: int = SESSION_DEFAULTS.pool_bytes,
         shared_memory_bytes: int = SESSION_DEFAULTS.shared_memory_bytes,
         worker_class: str = WORKER_CLASS,
+        on_detached: OnDetached | None = None,
     ) -> EngineCore:
         """Load the model, attach the adapters, and answer when both are done. Takes the time vLLM takes.
 
+        `on_detached` is told of every release that was replaced or removed, once its last request has ended.
         Without `he_lora` vLLM runs as it comes, and no adapter can be attached. Raises the TenSafeError that kept an
         adapter from being attached (after shutting vLLM down), ConfigurationError for options that vLLM refuses,
         NotFoundError for a model that is not there, InternalError where vLLM itself does not start.
@@ -122,7 +127,7 @@ class EngineCore:
             raise ConfigurationError(f"vLLM refuses these options: {error}") from error
         except Exception as error:
             raise InternalError(f"vLLM did not start: {error}") from error
-        core = cls(llm, options, model_path, he_lora=he_lora)
+        core = cls(llm, options, model_path, he_lora=he_lora, on_detached=on_detached or _nothing)
         try:
             for adapter in adapters:
                 await core.add_adapter(adapter)
@@ -190,6 +195,10 @@ class EngineCore:
         self.llm.shutdown(timeout=5.0)
         # Its __del__ would do it again, possibly when the interpreter has already taken vLLM's modules apart.
         self.llm.shutdown = lambda timeout=None: None
+
+
+async def _nothing(adapter: ServedAdapter) -> None:
+    return
 
 
 def engine_arguments(options: EngineOptions, model_path: Path) -> dict[str, Any]:

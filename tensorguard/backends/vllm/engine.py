@@ -1,4 +1,4 @@
-"""`TenSafeAsyncEngine`: a base model and one private adapter behind two coroutines.
+"""`TenSafeAsyncEngine`: a base model and private adapters behind a few coroutines.
 
 config = TenSafeVLLMConfig(model=..., tssp_package_path="adapter.tssp", enable_he_lora=True)
 engine = TenSafeAsyncEngine(config)
@@ -12,7 +12,7 @@ import asyncio
 import atexit
 import sys
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -22,19 +22,27 @@ import structlog
 
 from tensorguard.backends.vllm.config import AdapterConnection, TenSafeVLLMConfig
 from tensorguard.backends.vllm.core import EngineCore
-from tensorguard.crypto.signatures import VerifyingKeys
-from tensorguard.errors import EvidenceRefusedError
+from tensorguard.backends.vllm.signals import end_as_before, end_in_order
+from tensorguard.backends.vllm.sources import AdapterSources
+from tensorguard.errors import (
+    AbortedError,
+    ConfigurationError,
+    InvalidInputError,
+    NotFoundError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
-    from tensorguard.stack.embedded import Embedded
+    from tensorguard.backends.vllm.routing import ServedAdapter
 
 
 class TenSafeAsyncEngine:
-    """Generates text with the configured adapter, or with the base model where none is configured.
+    """Generates text with private adapters, or with the base model.
 
     Starts at the first use (or in `start`, or on entering the context) and belongs to the event loop it was
-    started in. Without endpoints it starts an attestor and a coprocessor of its own, as separate processes.
-    `shutdown`, leaving the context, or the end of this process stops everything it started.
+    started in. Adapters given as packages are served by an attestor and coprocessors of its own, as separate
+    processes. `shutdown`, leaving the context, or the end of this process, also by SIGTERM or SIGINT, stops
+    everything it started.
     """
 
     def __init__(self, config: TenSafeVLLMConfig) -> None:
@@ -43,8 +51,9 @@ class TenSafeAsyncEngine:
             structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
         self.config = config
         self._core: EngineCore | None = None
-        self._embedded: Embedded | None = None
+        self._sources = AdapterSources(config)
         self._starting = asyncio.Lock()
+        self._changing = asyncio.Lock()
 
     async def start(self) -> EngineCore:
         """Start whatever is not running yet. vLLM's start blocks the event loop while the model loads.
@@ -54,6 +63,7 @@ class TenSafeAsyncEngine:
         async with self._starting:
             if self._core is None:
                 atexit.register(self._stop)
+                end_in_order()
                 try:
                     self._core = await self._start()
                 except BaseException:
@@ -63,52 +73,121 @@ class TenSafeAsyncEngine:
 
     async def generate_stream(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         *,
+        adapter: str | None = None,
+        use_adapter: bool = True,
+        request_id: str | None = None,
         max_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float = 1.0,
         stop: Sequence[str] = (),
         seed: int | None = None,
-        use_adapter: bool = True,
-    ) -> AsyncIterator[str]:
-        """Continue `prompt` (raw text, no chat template) and yield the text in pieces, as they are generated.
+    ) -> AsyncGenerator[str, None]:
+        """Continue `prompt` (raw text or token ids, no chat template) and yield the text in pieces, as they are
+        generated.
 
-        Greedy unless `temperature` says otherwise. `use_adapter=False` asks the base model. Raises
-        DeltaUnavailableError when the adapter cannot be computed; what was yielded before is correct.
-        Breaking out of the loop aborts the request.
+        Greedy unless `temperature` says otherwise. `adapter` is the adapter's name; it may be left out where there is
+        one, and `use_adapter=False` asks the base model. `request_id` is what `abort` takes.
+
+        Raises DeltaUnavailableError when the adapter cannot be computed (what was yielded before is correct),
+        AbortedError when `abort` ended the request, NotFoundError for an adapter that is not there, InvalidInputError
+        for what cannot be generated, UnavailableError when the engine has died. Breaking out of the loop aborts the
+        request.
         """
         core = await self.start()
         from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.v1.engine.exceptions import EngineDeadError
 
-        parameters = SamplingParams(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            stop=list(stop),
-            seed=seed,
-            output_kind=RequestOutputKind.DELTA,
-        )
-        route = core.route(next(iter(core.adapters), None) if use_adapter else None)
-        async with aclosing(route.generate({"prompt": prompt}, parameters, uuid.uuid4().hex)) as outputs:
-            async for output in outputs:
-                if text := output.outputs[0].text:
-                    yield text
+        route = core.route(self._choose(core, adapter) if use_adapter else None)
+        given: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_token_ids": list(prompt)}
+        try:
+            parameters = SamplingParams(
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                stop=list(stop),
+                seed=seed,
+                output_kind=RequestOutputKind.DELTA,
+            )
+            async with aclosing(route.generate(given, parameters, request_id or uuid.uuid4().hex)) as outputs:
+                async for output in outputs:
+                    (choice,) = output.outputs
+                    if choice.text:
+                        yield choice.text
+                    if choice.finish_reason == "abort":
+                        raise AbortedError("the request was aborted before it was complete")
+        except ValueError as error:  # vLLM's word for options and prompts that it cannot serve
+            raise InvalidInputError(str(error)) from error
+        except EngineDeadError as error:
+            raise UnavailableError("vLLM's engine died; its own log lines say why") from error
 
-    async def generate(self, prompt: str, **options: Any) -> str:
-        """The whole continuation at once; options as in `generate_stream`."""
+    async def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
+        """The whole continuation at once; options and errors as in `generate_stream`."""
         return "".join([piece async for piece in self.generate_stream(prompt, **options)])
+
+    async def chat_stream(self, messages: Sequence[Mapping[str, str]], **options: Any) -> AsyncGenerator[str, None]:
+        """Yield the answer to a conversation (`role` and `content` of each message), put into the model's chat
+        template. Options and errors as in `generate_stream`."""
+        core = await self.start()
+        async with aclosing(self.generate_stream(_templated(core, messages), **options)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        """The whole answer at once; as `chat_stream`."""
+        return "".join([piece async for piece in self.chat_stream(messages, **options)])
+
+    async def abort(self, request_id: str) -> None:
+        """End a request early: whoever reads it gets AbortedError. Without effect where it has ended already."""
+        core = await self.start()
+        await core.llm.abort(request_id)
+
+    async def add_adapter(self, adapter: Path | str | AdapterConnection, name: str | None = None) -> str:
+        """Serve one more adapter, while requests run: a sealed package (an embedded coprocessor is started for it) or a
+        running coprocessor's. Returns its name when requests can use it; `name` insists on one.
+
+        A new release of an adapter that is served replaces it: requests that run finish on the old one. Raises the
+        TenSafeError that says what to change; what was served is then served as before.
+        """
+        core = await self.start()
+        if not core.he_lora:
+            raise ConfigurationError("this engine was started without private adapters; set enable_he_lora=True")
+        if isinstance(adapter, AdapterConnection):
+            return await self._add_given(core, adapter, name)
+        async with self._changing:
+            connection = await asyncio.to_thread(self._sources.add, adapter, name)
+            try:
+                return (await core.add_adapter(connection)).name
+            except BaseException:
+                assert connection.expected_digest is not None
+                await asyncio.to_thread(self._sources.release, connection.expected_digest)
+                raise
+
+    async def remove_adapter(self, name: str) -> None:
+        """Serve an adapter no longer. Returns when its running requests have ended and its keys are destroyed.
+
+        Raises NotFoundError.
+        """
+        core = await self.start()
+        await core.remove_adapter(name)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that are served now."""
+        return () if self._core is None else tuple(self._core.adapters)
 
     async def status(self) -> dict[str, Any]:
         """What the engine's worker reports: evidence kinds, bytes and seconds spent on encrypted
         computation."""
         core = await self.start()
-        return await core.status() if self.config.enable_he_lora else {"evidence_kind": "", "adapters": []}
+        return await core.status() if core.he_lora else {"evidence_kind": "", "adapters": []}
 
     async def shutdown(self) -> None:
         """Stop vLLM and the embedded services. Safe to call again; a later use starts them anew."""
         async with self._starting:
             await asyncio.to_thread(self._stop)
+            end_as_before()
 
     async def __aenter__(self) -> TenSafeAsyncEngine:
         await self.start()
@@ -123,82 +202,65 @@ class TenSafeAsyncEngine:
         config = self.config
         if not config.enable_he_lora:
             return await EngineCore.start(config.engine_options(), he_lora=False)
-        if config.coprocessor_endpoint is not None:
-            connection, root_key = self._given(), config.simulated_root_key
-        else:
-            connection, root_key = await asyncio.to_thread(self._start_embedded)
+        connections = await asyncio.to_thread(self._sources.open)
         return await EngineCore.start(
             config.engine_options(),
-            [connection],
+            connections,
             require_attestation=not config.simulated_evidence_permitted,
-            simulated_root_key=root_key,
+            simulated_root_key=self._sources.simulated_root_key,
             delta_timeout_seconds=config.delta_timeout_seconds,
+            on_detached=self._release,
         )
 
-    def _given(self) -> AdapterConnection:
-        """The running services that the configuration names; a package file pins what they serve."""
-        config = self.config
-        assert config.coprocessor_endpoint is not None
-        assert config.attestor_endpoint is not None
-        name, digest = config.adapter_name, None
-        if config.tssp_package_path is not None:
-            from tensorguard.package import open_manifest
-            from tensorguard.package.base_model import check_base_model_folder
-
-            keys = [VerifyingKeys.read(path) for path in config.publisher_keys]
-            verified = open_manifest(config.tssp_package_path, keys)
-            check_base_model_folder(verified.manifest, config.model)
-            name, digest = name or verified.manifest.package_id, verified.digest
-        assert name is not None
-        return AdapterConnection(
-            name=name,
-            coprocessor_endpoint=config.coprocessor_endpoint,
-            attestor_endpoint=config.attestor_endpoint,
-            attestor_thumbprint=config.attestor_thumbprint,
-            tenant=config.tenant,
-            publisher_keys=config.publisher_keys,
-            expected_digest=digest,
-            checked=config.he_checked_mode,
+    def _choose(self, core: EngineCore, adapter: str | None) -> str | None:
+        """The adapter that a request without `use_adapter=False` means. Never quietly the base model."""
+        if adapter is not None or not core.he_lora:
+            return adapter
+        names = list(core.adapters)
+        if len(names) == 1:
+            return names[0]
+        if not names:
+            raise NotFoundError("no adapter is served now; add one, or set use_adapter=False to ask the base model")
+        raise InvalidInputError(
+            f"there are several adapters; choose one with adapter= ({', '.join(names)}), or set use_adapter=False to "
+            "ask the base model"
         )
 
-    def _start_embedded(self) -> tuple[AdapterConnection, Path]:
-        config = self.config
-        if not config.simulated_evidence_permitted:
-            raise EvidenceRefusedError(
-                "the embedded services have no evidence from TEE hardware, only simulated evidence, which "
-                "require_attestation=True refuses; leave it out or set require_attestation=False "
-                "to permit it (for development), or give coprocessor_endpoint and attestor_endpoint"
-            )
-        from tensorguard.stack.embedded import start_embedded
+    async def _add_given(self, core: EngineCore, connection: AdapterConnection, name: str | None) -> str:
+        if name is not None and name != connection.name:
+            raise ConfigurationError(f"the connection is to adapter {connection.name!r}, not {name!r}; leave name out")
+        if self.config.require_attestation is None:
+            # Embedded services may simulate evidence, others may not.
+            connection = connection.model_copy(update={"require_attestation": True})
+        return (await core.add_adapter(connection)).name
 
-        assert config.tssp_package_path is not None
-        self._embedded = start_embedded(
-            config.tssp_package_path,
-            adapter_name=config.adapter_name,
-            state_dir=config.state_dir,
-            publisher_keys=config.publisher_keys,
-            base_model=config.model,
-        )
-        trust, adapter = self._embedded.trust, self._embedded.adapter
-        connection = AdapterConnection(
-            name=adapter.name,
-            coprocessor_endpoint=trust.coprocessor,
-            attestor_endpoint=trust.attestor,
-            attestor_thumbprint=trust.attestor_thumbprint,
-            tenant=adapter.tenant,
-            publisher_keys=adapter.publisher_keys,
-            expected_digest=adapter.digest,
-            checked=config.he_checked_mode,
-        )
-        return connection, trust.simulated_root_key
+    async def _release(self, adapter: ServedAdapter) -> None:
+        """Stop the coprocessor of an adapter that has been detached, if it is one of ours."""
+        async with self._changing:
+            await asyncio.to_thread(self._sources.release, adapter.digest)
 
     def _stop(self) -> None:
         atexit.unregister(self._stop)
         core, self._core = self._core, None
-        embedded, self._embedded = self._embedded, None
         try:
             if core is not None:
                 core.shutdown()
         finally:
-            if embedded is not None:
-                embedded.close()
+            self._sources.close()
+
+
+def _templated(core: EngineCore, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Token ids of a conversation, up to where the answer begins. Raises InvalidInputError."""
+    from jinja2 import TemplateError
+
+    tokenizer = core.llm.get_tokenizer()
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
+        )
+    except (ValueError, TypeError, KeyError, TemplateError) as error:
+        raise InvalidInputError(
+            f"the model's chat template does not take these messages ({type(error).__name__}); give each a role and "
+            "content, or use generate where the model has no template"
+        ) from error
+    return list(tokenizer(text, add_special_tokens=False).input_ids)

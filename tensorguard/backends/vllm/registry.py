@@ -25,6 +25,8 @@ POLL_SECONDS = 0.1
 
 WorkerCall = Callable[..., Awaitable[dict[str, Any]]]
 """Calls a `tensafe_...` method of the worker by name."""
+OnDetached = Callable[[ServedAdapter], Awaitable[None]]
+"""Told of a release that the worker has forgotten."""
 
 T = TypeVar("T")
 
@@ -33,8 +35,9 @@ class AdapterRegistry:
     """Adapters by name. Lives in one event loop; changes are made one at a time and finish even if the caller that
     asked for them is cancelled."""
 
-    def __init__(self, call: WorkerCall, base_name: str) -> None:
+    def __init__(self, call: WorkerCall, base_name: str, on_detached: OnDetached) -> None:
         self._call = call
+        self._on_detached = on_detached
         self._base_name = base_name
         self._adapters: dict[str, ServedAdapter] = {}
         self._epochs: dict[str, int] = {}
@@ -102,6 +105,7 @@ class AdapterRegistry:
         # The release may come back, and find the blocks of then in the prefix cache.
         self._epochs[adapter.digest] = adapter.epoch
         raised(await self._call("tensafe_detach", adapter.key))
+        await self._on_detached(adapter)
         log.info("adapter_detached", adapter=adapter.name, sequence=adapter.sequence)
 
     async def _finish(self, change: Coroutine[Any, Any, T]) -> T:

@@ -1,0 +1,73 @@
+"""SIGTERM ends a process in order, unless the process has its own idea."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tensorguard.backends.vllm.signals import end_as_before, end_in_order
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_default_is_replaced_and_restored() -> None:
+    end_in_order()
+    assert callable(signal.getsignal(signal.SIGTERM))
+    end_in_order()
+    end_as_before()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("own", [signal.SIG_IGN, lambda *_: None])
+def test_a_handler_of_the_callers_stays(own: object) -> None:
+    signal.signal(signal.SIGTERM, own)  # type: ignore[arg-type]
+    end_in_order()
+    assert signal.getsignal(signal.SIGTERM) is own
+    end_as_before()
+    assert signal.getsignal(signal.SIGTERM) is own
+
+
+def test_a_handler_that_was_set_later_stays() -> None:
+    def own(*_: object) -> None: ...
+
+    end_in_order()
+    signal.signal(signal.SIGTERM, own)
+    end_as_before()
+    assert signal.getsignal(signal.SIGTERM) is own
+
+
+def test_other_threads_change_nothing() -> None:
+    thread = threading.Thread(target=end_in_order)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+SCRIPT = """
+import asyncio, atexit, os, signal
+from tensorguard.backends.vllm.signals import end_in_order
+atexit.register(print, "exit handler", flush=True)
+async def main():
+    end_in_order()
+    try:
+        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(30)
+    finally:
+        print("left", flush=True)
+asyncio.run(main())
+"""
+
+
+def test_an_event_loop_is_left_as_with_ctrl_c() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "left\nexit handler\n"), done.stderr
