@@ -16,6 +16,7 @@ from tensorguard.backends.vllm.config import (
 from tensorguard.backends.vllm.options import EngineOptions
 from tensorguard.errors import ConfigurationError, NotFoundError
 
+PACKAGE = "the package"
 DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "vllm.md"
 
 
@@ -57,6 +58,14 @@ def test_modes_are_accepted(package: Path, options: dict[str, Any], method: str 
 def test_every_engine_option_is_documented(name: str) -> None:
     assert EngineOptions.model_fields[name].description
     assert f"| `{name}` |" in DOCUMENTATION.read_text()
+
+
+def test_several_adapters_are_packages_or_connections(package: Path) -> None:
+    connection = {"name": "b", "coprocessor_endpoint": "c:1", "attestor_endpoint": "a:1", "publisher_keys": ["k"]}
+    config = TenSafeVLLMConfig(model="m", enable_he_lora=True, adapters=[str(package), connection])
+    assert config.adapters == (package, AdapterConnection(**connection))
+    assert not config.simulated_evidence_permitted
+    assert TenSafeVLLMConfig(model="m", enable_he_lora=True, adapters=[package]).simulated_evidence_permitted
 
 
 def test_a_base_model_alone_is_a_configuration() -> None:
@@ -105,6 +114,10 @@ def test_a_base_model_alone_is_a_configuration() -> None:
         ({"coprocessor_endpoint": "c:1", "attestor_endpoint": "a:1"}, "publisher_keys"),
         ({"attestor_endpoint": "a:1"}, "coprocessor_endpoint"),
         ({"enable_he_lora": False}, "tssp_package_path"),
+        ({"enable_he_lora": False, "tssp_package_path": None, "adapters": ["a.tssp"]}, "adapters"),
+        ({"adapters": ["/nowhere/b.tssp"]}, "adapters"),
+        ({"tssp_package_path": None, "adapters": [PACKAGE], "adapter_name": "a"}, "adapter_name"),
+        ({"tssp_package_path": None, "adapters": [PACKAGE], "base_name_answers": "adapter"}, "base_name_answers"),
         ({"enable_he_lora": False, "tssp_package_path": None, "base_name_answers": "adapter"}, "base_name_answers"),
         ({"enable_he_lora": False, "tssp_package_path": None, "he_checked_mode": True}, "he_checked_mode"),
         ({"base_name_answers": "both"}, "base_name_answers"),
@@ -114,6 +127,8 @@ def test_a_base_model_alone_is_a_configuration() -> None:
 def test_what_is_refused_is_named(package: Path, options: dict[str, Any], named: str) -> None:
     good = {"model": "m", "tssp_package_path": package, "enable_he_lora": True}
     TenSafeVLLMConfig(**good)
+    if PACKAGE in options.get("adapters", ()):
+        options = {**options, "adapters": [package]}
     with pytest.raises(ConfigurationError, match=named):
         TenSafeVLLMConfig(**{**good, **options})
 

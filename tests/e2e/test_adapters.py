@@ -99,12 +99,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     publisher = SigningKeys.generate()
     (folder / "publisher.pem").write_bytes(publisher.public.to_pem())
     references: dict[str | None, ReferenceModel] = {None: ReferenceModel(model)}
-    for seed, (name, shape) in enumerate(ADAPTERS.items()):
+
+    def pack(seed: int, name: str) -> Path:
         base = other if name == FOREIGN else model
-        adapter = write_random_lora(folder / name, base, strength=0.3, seed=seed, **shape)
+        adapter = write_random_lora(folder / name, base, strength=0.3, seed=seed, **ADAPTERS[name])
+        references[name] = ReferenceModel(base, adapter)
+        package = folder / f"{name}.tssp"
         pack_adapter(
             adapter,
-            folder / f"{name}.tssp",
+            package,
             base_model_dir=base,
             tenant=TENANT,
             package_id=name.removesuffix("-2"),
@@ -112,11 +115,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             signing_keys=publisher,
             key_registrar=PackageKeyRegistry(state.state_dir).register,
         )
-        references[name] = ReferenceModel(base, adapter)
+        return package
+
     with running_attestor(state) as attestor, contextlib.ExitStack() as stack:
         coprocessors = []
+        # Of a package whose next release is registered no key is given out any more: the old one must be open by then.
         for names in ((RED, GREEN), (BLUE, RED_2, FOREIGN)):
-            packages = [folder / f"{name}.tssp" for name in names]
+            packages = [pack(seed, name) for seed, name in enumerate(names)]
             _, coprocessor = start_coprocessor(state, attestor, packages, [folder / "publisher.pem"])
             stack.callback(coprocessor.close)
             stack.callback(coprocessor.server.stop, 0)

@@ -131,7 +131,22 @@ def test_unknown_options_that_are_off_are_accepted(tmp_path: Path, value: Any) -
     load(tmp_path, a_feature_of_the_future=value)
 
 
-@pytest.mark.parametrize("target", ["embed_tokens", "lm_head", "qkv_proj", "experts"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "embed_tokens",
+        "lm_head",
+        "qkv_proj",
+        "experts",
+        "router",
+        "gate",
+        "mlp.experts.3.w1",
+        "block_sparse_moe",
+        "vision_tower.encoder.layers.0.self_attn.out_proj",
+        "multi_modal_projector",
+        "fc1",
+    ],
+)
 def test_refuses_modules_that_cannot_be_adapted(tmp_path: Path, target: str) -> None:
     with pytest.raises(UnsupportedAdapterError, match=target):
         load(tmp_path, target_modules=["q_proj", "v_proj", "down_proj", target])
@@ -141,6 +156,14 @@ def test_refuses_modules_that_cannot_be_adapted(tmp_path: Path, target: str) -> 
     "name",
     [
         "base_model.model.lm_head.lora_A.weight",
+        "base_model.model.model.layers.0.mlp.experts.3.down_proj.lora_A.weight",
+        "base_model.model.model.layers.0.mlp.experts.down_proj.lora_A.weight",
+        "base_model.model.model.layers.0.mlp.shared_expert.down_proj.lora_A.weight",
+        "base_model.model.model.layers.0.block_sparse_moe.experts.0.w2.lora_A.weight",
+        "base_model.model.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+        "base_model.model.vision_model.layers.0.self_attn.q_proj.lora_A.weight",
+        "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight",
+        "base_model.model.model.multi_modal_projector.linear_1.lora_A.weight",
         "base_model.model.model.embed_tokens.lora_embedding_A",
         Q0 + "magnitude_vector",
         "base_model.model.model.layers.0.mlp.q_proj.lora_A.weight",

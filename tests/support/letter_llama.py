@@ -11,7 +11,7 @@ CHAT_TEMPLATE = (
 
 
 def write_letter_llama(folder: Path, *, layers: int = 2, max_position: int = 2048, seed: int = 7) -> Path:
-    """Write the model in float32; one token is one character. Returns `folder`."""
+    """Write the model in float32; one token is one character, and no answer ends by itself. Returns `folder`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -33,6 +33,8 @@ def write_letter_llama(folder: Path, *, layers: int = 2, max_position: int = 204
         initializer_range=0.2,
     )
     model = LlamaForCausalLM(config).to(torch.float32)
+    with torch.no_grad():  # the end token is never the likeliest
+        model.lm_head.weight[tokenizer.eos_token_id] = 0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

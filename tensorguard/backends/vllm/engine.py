@@ -68,6 +68,7 @@ class TenSafeAsyncEngine:
                     self._core = await self._start()
                 except BaseException:
                     self._stop()
+                    end_as_before()
                     raise
             return self._core
 
@@ -96,6 +97,7 @@ class TenSafeAsyncEngine:
         request.
         """
         core = await self.start()
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind, SamplingParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -117,7 +119,7 @@ class TenSafeAsyncEngine:
                         yield choice.text
                     if choice.finish_reason == "abort":
                         raise AbortedError("the request was aborted before it was complete")
-        except ValueError as error:  # vLLM's word for options and prompts that it cannot serve
+        except (VLLMClientError, ValueError) as error:  # options and prompts that cannot be served
             raise InvalidInputError(str(error)) from error
         except EngineDeadError as error:
             raise UnavailableError("vLLM's engine died; its own log lines say why") from error

@@ -25,7 +25,8 @@ from tests.support.random_lora import write_random_lora
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct"
-BASE, RED, BLUE = "SmolLM2-135M-Instruct", "red", "blue"
+BASE, RED, BLUE, GREEN = "SmolLM2-135M-Instruct", "red", "blue", "green"
+ADMIN = "the-operators-own-secret"
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 pytestmark = [
@@ -78,6 +79,8 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         BLUE: write_random_lora(
             folder / BLUE, MODEL, targets=("v_proj", "down_proj"), layers=range(0, 30, 2), strength=0.4, seed=2
         ),
+        # Attached by a test.
+        GREEN: write_random_lora(folder / GREEN, MODEL, rank=4, targets=("q_proj",), strength=0.4, seed=3),
     }
 
 
@@ -104,13 +107,14 @@ def environment(adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(environment: Path, adapters: dict[str, Path]) -> AsyncIterator[Served]:
+async def served(environment: Path) -> AsyncIterator[Served]:
     from services.inference.server import build_inference_server
     from services.inference.settings import InferenceSettings
     from tensorguard.backends.vllm.config import AdapterConnection
     from tensorguard.backends.vllm.core import EngineCore
     from tensorguard.rpc.generated.tensafe.inference.v1 import inference_pb2_grpc
 
+    (environment / "admin").write_text(ADMIN)
     settings = InferenceSettings(
         model=str(MODEL),
         dtype="float32",
@@ -120,8 +124,9 @@ async def served(environment: Path, adapters: dict[str, Path]) -> AsyncIterator[
             AdapterConnection(
                 name=name, coprocessor_endpoint="none", attestor_endpoint="none", publisher_keys=(Path("none"),)
             )
-            for name in adapters
+            for name in (RED, BLUE)
         ),
+        admin_secret_file=environment / "admin",
         _cli_parse_args=[],
     )
     core = await EngineCore.start(
@@ -335,6 +340,37 @@ async def test_a_caller_that_goes_away_aborts_the_generation(served: Served) -> 
                     break
                 await asyncio.sleep(0.1)
             assert served.core.llm.get_num_unfinished_requests() == 0
+
+
+async def test_an_adapter_is_attached_and_detached_by_its_operator(served: Served) -> None:
+    from tensorguard.rpc.generated.tensafe.inference.v1 import inference_pb2
+
+    status, _, _ = await served.complete(model=GREEN, prompt="x", max_tokens=1)
+    assert status == 404
+    adapter = inference_pb2.AdapterConnection(
+        name=GREEN, coprocessor_endpoint="none", attestor_endpoint="none", publisher_keys=["none"]
+    )
+    operator = (("authorization", f"Bearer {ADMIN}"),)
+    request = inference_pb2.AttachAdapterRequest(adapter=adapter)
+    with pytest.raises(grpc.RpcError) as caught:
+        await served.stub.AttachAdapter(request)
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    attached = await served.stub.AttachAdapter(request, metadata=operator)
+    assert (attached.model.name, attached.model.parent) == (GREEN, BASE)
+    tokens = await served.tokens(GREEN, PROMPTS[1])
+    assert tokens != await served.tokens(BASE, PROMPTS[1])
+    # Beam search asks the engine again and again; the adapter stays until it is done.
+    beams = asyncio.create_task(
+        served.complete(model=GREEN, prompt=PROMPTS[1], n=2, use_beam_search=True, max_tokens=12, temperature=0)
+    )
+    await asyncio.sleep(1)
+    detaching = inference_pb2.DetachAdapterRequest(name=GREEN)
+    await served.stub.DetachAdapter(detaching, metadata=operator)
+    assert beams.done()
+    status, _, body = await beams
+    assert status == 200, body
+    status, _, _ = await served.complete(model=GREEN, prompt="x", max_tokens=1)
+    assert status == 404
 
 
 async def test_status_and_models(served: Served) -> None:
