@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from tensorguard.models.reference import ReferenceAnswer, ReferenceModel
-from tests.support.random_lora import write_random_lora
 from tests.support.letter_llama import write_letter_llama
+from tests.support.random_lora import write_random_lora
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Explain Homomorphic Encryption:"

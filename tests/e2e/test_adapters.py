@@ -32,8 +32,8 @@ from tensorguard.models.reference import ReferenceAnswer, ReferenceModel
 from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
 from tests.support.coprocessor import TENANT, running_attestor, start_coprocessor
-from tests.support.random_lora import write_random_lora
 from tests.support.letter_llama import write_letter_llama
+from tests.support.random_lora import write_random_lora
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.asyncio(loop_scope="module")]
 
