@@ -48,7 +48,7 @@ class Embedded:
 
         Raises ConfigurationError for another tenant's package, UnavailableError when the coprocessor does not start.
         """
-        _check_one_tenant([*self.adapters, adapter])
+        check_together([*(other for other in self.adapters if other.name != adapter.name), adapter])
         spec = coprocessor_spec(self._settings, free_port(LOOPBACK), self._state, self.trust.attestor, [adapter])
         spec = dataclasses.replace(spec, name=_service_of(adapter))
         try:
@@ -79,10 +79,10 @@ def start_embedded(
 ) -> Embedded:
     """Start an attestor with the state that `settings` name and a coprocessor for `adapters`, on free ports.
 
-    Their evidence is simulated, which is logged as a warning. Raises ConfigurationError where the packages are of
-    several tenants, UnavailableError when a service does not start (with the end of its log).
+    Their evidence is simulated, which is logged as a warning. Raises ConfigurationError where the packages cannot
+    be served together, UnavailableError when a service does not start (with the end of its log).
     """
-    _check_one_tenant(adapters)
+    check_together(adapters)
     warn_simulated()
     launcher = Launcher(settings.logs, progress)
     try:
@@ -93,12 +93,16 @@ def start_embedded(
     return Embedded(launcher, settings, state, trust, adapters)
 
 
-def _check_one_tenant(adapters: Sequence[PackagedAdapter]) -> None:
+def check_together(adapters: Sequence[PackagedAdapter]) -> None:
+    """Raise ConfigurationError unless one coprocessor can serve these packages: of one tenant, each once."""
     if len(tenants := sorted({adapter.tenant for adapter in adapters})) > 1:
         raise ConfigurationError(
             f"the packages belong to the tenants {', '.join(tenants)}: embedded services serve one; start a "
             "coprocessor for each, and give their endpoints"
         )
+    names = [adapter.name for adapter in adapters]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigurationError(f"adapter {', '.join(twice)} is given twice: adapters are named by their package ids")
 
 
 def _service_of(adapter: PackagedAdapter) -> str:

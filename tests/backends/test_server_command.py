@@ -32,6 +32,14 @@ def test_the_guides_command_answers_the_base_name_with_the_adapter(package: Path
     assert given == {}
 
 
+def test_several_adapters_leave_the_base_name_to_the_base_model(package: Path) -> None:
+    options = ["--model", "m", "--he-lora-path", str(package), "--he-lora-path", str(package)]
+    config, _ = check(build_parser().parse_args(options))
+    assert (config.tssp_package_path, config.adapters, config.base_name_answers) == (package, (package,), "base")
+    with pytest.raises(ConfigurationError, match="base_name_answers"):
+        check(build_parser().parse_args([*options, "--base-name-answers", "adapter"]))
+
+
 def test_engine_options_are_passed_on(package: Path) -> None:
     options = ["--model", "m", "--he-lora-path", str(package), "--dtype", "float32", "--max-model-len", "512"]
     options += ["--no-enable-prefix-caching", "--speculative-method", "ngram", "--num-speculative-tokens", "3"]

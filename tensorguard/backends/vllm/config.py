@@ -162,8 +162,8 @@ class TenSafeVLLMConfig(EngineOptions):
             raise ConfigurationError(f"adapters: there is no file {missing[0]}")
         if not single and self.adapter_name is not None:
             raise ConfigurationError("adapter_name is the name of tssp_package_path; leave it out with adapters alone")
-        if not single and self.base_name_answers == "adapter":
-            raise ConfigurationError("base_name_answers='adapter' needs one adapter; set tssp_package_path")
+        if self.adapters and self.base_name_answers == "adapter":
+            raise ConfigurationError("base_name_answers='adapter' needs exactly one adapter; set 'base'")
         if self.tssp_package_path is not None and not self.tssp_package_path.is_file():
             raise ConfigurationError(f"tssp_package_path: there is no file {self.tssp_package_path}")
         if single and self.tssp_package_path is None and self.adapter_name is None:

@@ -1,11 +1,11 @@
-"""The guide's server: one command that serves a base model and one private adapter on this machine.
+"""The guide's server: one command that serves a base model and private adapters on this machine.
 
     python -m tensorguard.backends.vllm.server --model M --he-lora-path my_adapter.tssp --port 8000
 
 It starts an attestor, a coprocessor, the inference service and the gateway as processes of their own, waits
-until all are healthy, and stops all of them when it ends. It imports no vLLM itself. The adapter has a model
-name of its own; the base model's name is answered through the adapter too, unless `--base-name-answers base`
-says otherwise.
+until all are healthy, and stops all of them when it ends. It imports no vLLM itself. Every adapter has a model
+name of its own; the base model's name is answered through the adapter too where there is one, unless
+`--base-name-answers base` says otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tensorguard.backends.vllm.options import EngineOptions
 from tensorguard.errors import ConfigurationError, TenSafeError
 from tensorguard.package.publishers import DEFAULT_ATTESTOR_STATE
 from tensorguard.stack.command import prepare_command
-from tensorguard.stack.embedded import local_settings, warn_simulated
+from tensorguard.stack.embedded import check_together, local_settings, warn_simulated
 from tensorguard.stack.launcher import Launcher
 from tensorguard.stack.packages import find_adapter
 from tensorguard.stack.progress import ConsoleProgress
@@ -37,20 +37,21 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line. Abbreviated and unknown options are errors."""
     parser = argparse.ArgumentParser(
         prog="python -m tensorguard.backends.vllm.server",
-        description="Serve a base model and one private adapter with OpenAI's protocol.",
+        description="Serve a base model and private adapters with OpenAI's protocol.",
         allow_abbrev=False,
     )
     parser.add_argument("--model", required=True, help="folder of the base model, or its name on the hub")
-    parser.add_argument("--he-lora-path", type=Path, required=True, help="sealed adapter (.tssp)")
+    parser.add_argument(
+        "--he-lora-path", type=Path, required=True, action="append", help="sealed adapter (.tssp); may be repeated"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (beyond loopback: needs --api-key)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
     parser.add_argument("--api-key", help="key that clients must send; visible to other users of this machine")
-    parser.add_argument("--adapter-name", help="model name of the adapter (default: the package's id)")
+    parser.add_argument("--adapter-name", help="model name of the first adapter (default: the package's id)")
     parser.add_argument(
         "--base-name-answers",
         choices=("adapter", "base"),
-        default="adapter",
-        help="what answers requests for the base model's name (default: adapter)",
+        help="what answers requests for the base model's name (default: adapter where there is one, else base)",
     )
     parser.add_argument(
         "--state-dir",
@@ -80,11 +81,12 @@ def check(options: argparse.Namespace) -> tuple[TenSafeVLLMConfig, dict[str, obj
     given = {name: getattr(options, name) for name in _ENGINE_OPTIONS if getattr(options, name) is not None}
     config = TenSafeVLLMConfig(
         model=options.model,
-        tssp_package_path=options.he_lora_path,
+        tssp_package_path=options.he_lora_path[0],
+        adapters=tuple(options.he_lora_path[1:]),
         enable_he_lora=True,
         require_attestation=options.require_attestation,
         adapter_name=options.adapter_name,
-        base_name_answers=options.base_name_answers,
+        base_name_answers=options.base_name_answers or ("base" if options.he_lora_path[1:] else "adapter"),
         publisher_keys=tuple(options.publisher_key),
         **given,
     )
@@ -110,9 +112,12 @@ def run(options: argparse.Namespace, console: Console) -> NoReturn:
         gateway_admin_port=0,
         reflection=False,
     )
-    adapter = find_adapter(
-        options.he_lora_path, settings.attestor_state, config.adapter_name, config.publisher_keys, config.model
-    )
+    names = [config.adapter_name, *(None for _ in options.he_lora_path[1:])]
+    adapters = [
+        find_adapter(path, settings.attestor_state, name, config.publisher_keys, config.model)
+        for path, name in zip(options.he_lora_path, names, strict=True)
+    ]
+    check_together(adapters)
     warn_simulated()
     engine = EngineChoice(
         config.model,
@@ -122,11 +127,12 @@ def run(options: argparse.Namespace, console: Console) -> NoReturn:
         },
     )
     with ConsoleProgress(console) as progress, Launcher(settings.logs, progress) as launcher:
-        endpoints = start_stack(launcher, settings, [adapter], engine, options.api_key)
+        endpoints = start_stack(launcher, settings, adapters, engine, options.api_key)
         console.print(f"Serving on {endpoints.base_url}", highlight=False)
         answers = "the adapter" if config.base_name_answers == "adapter" else "the base model"
         console.print(f"  model {config.base_name!r} is answered by {answers}", highlight=False)
-        console.print(f"  model {adapter.name!r} is answered by the adapter", highlight=False)
+        for adapter in adapters:
+            console.print(f"  model {adapter.name!r} is answered by the adapter", highlight=False)
         console.print("  evidence: [bold red]SIMULATED[/] (no hardware vouches for any part)")
         console.print(f"  authentication: {'API key' if options.api_key else 'off'}", highlight=False)
         launcher.wait()

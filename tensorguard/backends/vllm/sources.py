@@ -10,7 +10,7 @@ from pathlib import Path
 from tensorguard.backends.vllm.config import AdapterConnection, TenSafeVLLMConfig
 from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import ConfigurationError, EvidenceRefusedError
-from tensorguard.stack.embedded import Embedded, local_settings, start_embedded
+from tensorguard.stack.embedded import Embedded, check_together, local_settings, start_embedded
 from tensorguard.stack.packages import find_adapter
 from tensorguard.stack.services import PackagedAdapter
 from tensorguard.stack.settings import StackSettings
@@ -51,7 +51,7 @@ class AdapterSources:
         self._check_simulation_permitted()
         settings = self._settings()
         found = [self._find(settings, path, name) for path, name in packages]
-        _check_names([adapter.name for adapter in found] + [connection.name for connection in given])
+        check_together(found)
         self._embedded = start_embedded(settings, found)
         return [self._connection(adapter, self._embedded.trust) for adapter in found] + given
 
@@ -134,11 +134,4 @@ class AdapterSources:
             publisher_keys=adapter.publisher_keys,
             expected_digest=adapter.digest,
             checked=self._config.he_checked_mode,
-        )
-
-
-def _check_names(names: list[str]) -> None:
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigurationError(
-            f"adapters: {', '.join(twice)} is given twice; adapters are served under their package ids"
         )
