@@ -167,8 +167,16 @@ class EngineCore:
             raise UnavailableError(f"the engine's worker did not answer within {STATUS_SECONDS:g} s") from None
 
     async def _call(self, method: str, *arguments: Any) -> dict[str, Any]:
-        """The first rank's answer to a `tensafe_...` method. A method waits for the step that is running."""
-        answers = await self.llm.collective_rpc(method, args=arguments)
+        """The first rank's answer to a `tensafe_...` method. A method waits for the step that is running.
+
+        Raises UnavailableError when the engine has died.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            answers = await self.llm.collective_rpc(method, args=arguments)
+        except EngineDeadError as error:
+            raise UnavailableError("vLLM's engine died; its own log lines say why") from error
         return dict(answers[0])
 
     def route(self, adapter: str | None) -> ModelRoute:

@@ -72,9 +72,10 @@ class AdapterRegistry:
         await self._finish(self._retire(self._adapters.pop(name)))
 
     def close(self) -> None:
-        """Give up on changes under way: the worker is going."""
-        for task in self._tasks:
-            task.cancel()
+        """Give up on changes under way: the worker is going. May be called from any thread."""
+        for task in tuple(self._tasks):
+            if not (loop := task.get_loop()).is_closed():
+                loop.call_soon_threadsafe(task.cancel)
 
     async def _add(self, connection: AdapterConnection) -> ServedAdapter:
         name = connection.name
