@@ -106,6 +106,21 @@ def test_only_adapted_rows_change_each_by_its_own_adapter() -> None:
     assert torch.equal(out[:, 4:6], base[:, 4:6])
 
 
+def test_padding_rows_are_neither_sent_nor_changed() -> None:
+    """Graphs run on batches that are padded to a size they were captured for."""
+    bench = Bench()
+    tokens = bench.start("a", None, "b", "a", counts=(2, 1, 1, 2))
+    x = torch.randn(tokens + 10, D_IN)
+    x[tokens:] = torch.nan
+    out = bench.hook.apply(bench.layer, x)
+    assert bench.events == ["begin a 4", "begin b 1", "base", "wait a", "wait b"]
+    assert not out[:tokens].isnan().any()
+    assert torch.equal(out[tokens:].isnan(), (x @ bench.layer.weight.T)[tokens:].isnan())
+    bench.start("b")
+    bench.hook.apply(bench.layer, x)
+    assert bench.events[5:] == ["begin b 1", "base", "wait b"]
+
+
 def test_rows_and_requests_are_counted() -> None:
     bench = Bench()
     bench.start(None, "a", "b", "a", counts=(2, 4, 1, 3))

@@ -26,7 +26,7 @@ RED, BLUE = "red", "blue"
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LIMIT, TOKENS, CHUNK, DRAFTED = 512, 24, 64, 3
 LENGTHS = (3, 20, 64, 65, 150, 300, LIMIT - TOKENS)
-BLOCK, BLOCKS, FILLERS = 128, 72, 22
+BLOCK, BLOCKS, GROWING = 128, 16, 8
 OWNERS = (None, RED, BLUE)
 
 
@@ -81,12 +81,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, offline: None) -> Iterator[Ti
         ),
     }
     rng = np.random.default_rng(4)
-    # Behind the mixed lengths, one for the prefix cache and then some that outgrow three blocks as they are answered.
-    lengths = (*LENGTHS, 300, *(3 * BLOCK - 4,) * FILLERS)
+    # Behind the mixed lengths, one for the prefix cache and then some that outgrow a block while they are answered.
+    lengths = (*LENGTHS, 300, *(BLOCK - 4,) * GROWING)
     prompts = [rng.integers(1, 257, length).tolist() for length in lengths]
     expected: dict[str | None, list[Expected]] = {None: reference_answers(model, None, prompts, TOKENS)}
     for name, adapter in adapters.items():
-        expected[name] = reference_answers(model, adapter, prompts[: len(LENGTHS) + 3], TOKENS)
+        expected[name] = reference_answers(model, adapter, prompts[: len(LENGTHS) + 1 + GROWING // 2], TOKENS)
     for answers in zip(*expected.values(), strict=False):
         assert len({tuple(answer.token_ids) for answer in answers}) == len(OWNERS), "an adapter changes nothing"
     with private_adapters(folder, model, adapters) as private:
@@ -111,10 +111,10 @@ class TestSmallSteps:
         tiny.assert_equal(requests, await greedy_all(small_steps, requests, TOKENS))
 
     async def test_requests_that_are_preempted_are_computed_again(self, tiny: Tiny, small_steps: Any) -> None:
-        fillers = tiny.prompts[-FILLERS:]
+        growing = tiny.prompts[-GROWING:]
         # The last to come are the first to go.
-        requests = [(None, prompt) for prompt in fillers]
-        requests += [(owner, prompt) for prompt in fillers[:2] for owner in (RED, BLUE)]
+        requests: list[tuple[str | None, list[int]]] = [(None, prompt) for prompt in growing]
+        requests += [(owner, prompt) for prompt in growing[: GROWING // 2] for owner in (RED, BLUE)]
         before = await small_steps.status()
         tiny.assert_equal(requests, await greedy_all(small_steps, requests, TOKENS))
         rows = (await small_steps.status())["adapted_rows"] - before["adapted_rows"]
@@ -149,7 +149,7 @@ async def test_a_compiled_model_that_drafts_for_itself_answers_alike(tiny: Tiny)
     """Compiled target, and the unadapted base model as draft: for the base model, every guess is right."""
     drafts = {"speculative_model": str(tiny.model), "num_speculative_tokens": DRAFTED}
     async with tiny.served(enforce_eager=False, **drafts) as core:
-        requests = tiny.requests()
+        requests = tiny.requests(64)
         tiny.assert_equal(requests, await greedy_all(core, requests, TOKENS))
         before = await core.status()
         tiny.assert_equal([(None, tiny.prompts[0])], [await greedy(core, None, tiny.prompts[0], TOKENS)])
