@@ -28,9 +28,10 @@ class Model(torch.nn.Module):
         bench.layer.output_partition_sizes = [4, 2, 4]
         bench.layer.quant_method = bench.hook
         self.layer = bench.layer
+        self.bias: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.layer.quant_method.apply(self.layer, x * 2.0, None)
+        y = self.layer.quant_method.apply(self.layer, x * 2.0, self.bias)
         y += 1.0
         return torch.relu(y)
 
@@ -51,15 +52,19 @@ def model(bench: Bench) -> Iterator[Model]:
     torch._dynamo.reset()
 
 
-def test_the_operation_keeps_the_rules_of_custom_operations(bench: Bench, model: Model) -> None:
+@pytest.mark.parametrize("bias", [None, torch.ones(D_OUT)])
+def test_the_operation_keeps_the_rules_of_custom_operations(
+    bench: Bench, model: Model, bias: torch.Tensor | None
+) -> None:
     bench.start("a", "b", None)
-    arguments = (torch.randn(3, D_IN), None, torch.empty(3, D_OUT), bench.hook.name)
+    arguments = (torch.randn(3, D_IN), bias, torch.empty(3, D_OUT), bench.hook.name)
     torch.library.opcheck(torch.ops.tensafe.hooked_linear.default, arguments)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_compiled_model_computes_what_the_batch_asks_for(bench: Bench, model: Model, backend: str) -> None:
     """Traced once, without adapted rows, as vLLM does."""
+    model.bias = torch.randn(D_OUT)
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
     compiled(torch.randn(4, D_IN))

@@ -60,7 +60,7 @@ QUESTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A row of the matrix: engine options beyond the model and the type."""
+    """A row of the matrix: engine options beyond model and type. `tiny`: on a generated model instead of SmolLM2."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -74,6 +74,9 @@ MODES = (
     Mode("n-gram, k = 3", {"speculative_method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 2}),
     Mode("draft, k = 3", {"speculative_model": str(SMOLLM2), "num_speculative_tokens": 3}),
     Mode("compiled", {"enforce_eager": False}),
+    # SmolLM2 has 9 heads and 3 KV heads.
+    Mode("tensor parallel, 3", {"tensor_parallel_size": 3}),
+    Mode("tensor parallel, 2", {"tensor_parallel_size": 2}, tiny=True),
 )
 
 
