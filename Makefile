@@ -11,7 +11,7 @@ ARGS ?=
 COPROCESSOR_TESTS := $(addprefix tests/,ckks crypto engines evidence lora observability package rpc session \
 	services/attestor services/he_lora test_architecture.py test_settings.py)
 
-.PHONY: help setup model test test-e2e test-all test-coprocessor-310 lint format protos demo up down demo-adapter bench bench-he fuzz compose-test clean
+.PHONY: help setup model test test-e2e test-all test-coprocessor-310 lint format protos demo up down demo-adapter bench trace bench-he fuzz compose-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -61,8 +61,11 @@ down: ## stop what `make up` started
 demo-adapter: setup ## train the demo adapter anew
 	$(PY) examples/demo_adapter/train.py $(ARGS)
 
-bench: setup ## throughput of base, plaintext LoRA and HE-LoRA
+bench: setup ## throughput and time to first token of base, plaintext LoRA and HE-LoRA (ARGS=--quick: only that it runs)
 	$(PY) benchmarks/e2e.py $(ARGS)
+
+trace: setup ## where the time of an engine step goes, on both sides (reports/step.*)
+	$(PY) benchmarks/step_trace.py --picture reports/step.png $(ARGS)
 
 bench-he: setup ## z = A·x under CKKS: TenSafe beside OpenFHE and TenSEAL (reports/he_core.*)
 	@scripts/setup_peers.sh

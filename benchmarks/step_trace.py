@@ -4,7 +4,7 @@
 
 A real engine with the demo adapter, an attestor and a coprocessor, each a process of its own, with clocks around their
 functions (benchmarks/timeline.py). The table has medians over the recorded steps; the picture shows one layer of a
-median step, on both sides, and the shares. The JSON has every span; the table goes to the file beside it (.txt).
+median step, on both sides, and the shares. The table goes to the file beside the picture (.txt), too.
 """
 
 from __future__ import annotations
@@ -76,8 +76,10 @@ async def record(options: argparse.Namespace, connection: Any, root_key: Path) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the spans here, and the table beside it")
-    parser.add_argument("--picture", type=Path, help="draw the timeline into this PNG or SVG file")
+    parser.add_argument("--json", type=Path, help="write every span here")
+    parser.add_argument(
+        "--picture", type=Path, help="draw the timeline into this PNG or SVG file; the table goes beside it"
+    )
     parser.add_argument("--model", type=Path, help="folder of the base model (default: the demo model)")
     parser.add_argument("--adapter", type=Path, default=ROOT / "examples" / "demo_adapter" / "adapter")
     parser.add_argument("--dtype", default="float32")
@@ -100,9 +102,9 @@ def main() -> None:
     print(tables)
     if options.json:
         options.json.write_text(json.dumps({"machine": machine, "host": host, "coprocessor": coprocessor}) + "\n")
-        options.json.with_suffix(".txt").write_text(tables + "\n")
     if options.picture:
         draw(cases, machine, options.picture, layers)
+        options.picture.with_suffix(".txt").write_text(tables + "\n")
 
 
 def serve_and_record(options: argparse.Namespace, state_dir: Path, trace_file: Path) -> list[Span]:
