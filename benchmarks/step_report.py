@@ -23,7 +23,7 @@ COLOURS = {
     "add": "#8c564b",
     "rest of the model": "#aec7e8",
     "receive": "#bcbd22",
-    "answer": "#ffbb78",
+    "coprocessor at work": "#ffdcb5",
 }
 
 
@@ -164,10 +164,12 @@ def _timeline(axis: Any, step: Step, name: str, layers: int) -> None:
     bar(2, step.whole, "rest of the model")
     for span in step.engine:
         bar(2, span, {"hook": "gather", "begin": "gather", "wait": "link"}.get(span.name, span.name))
+        for answer in (s for s in step.coprocessor if span.name == "wait" and s.name == "answer"):
+            bar(2, span._replace(start=max(span.start, answer.start), end=min(span.end, answer.end)), "evaluate")
     for span in step.replies:
         bar(1, span, span.name if span.name in COLOURS else "receive")
-    for span in step.coprocessor:
-        bar(0, span, span.name)
+    for span in sorted(step.coprocessor):  # "answer" before the "evaluate" in it
+        bar(0, span, "coprocessor at work" if span.name == "answer" else span.name)
     axis.set_yticks([0.5, 1.5, 2.5], ["coprocessor", "replies", "engine"], fontsize=8)
     axis.set_xlim(0, (end - begin) / 1e6)
     axis.set_title(f"{name}: one layer of a step, milliseconds", fontsize=9, loc="left")
