@@ -58,10 +58,19 @@ PARTS = (
     ),
     Part("vllm.sampling_params", "SamplingParams", ("extra_args", "clone")),
     # failures.py
-    Part("vllm.v1.core.sched.scheduler", "Scheduler", ("update_from_output", "finish_requests")),
+    Part("vllm.v1.core.sched.scheduler", "Scheduler", ("schedule", "update_from_output", "finish_requests")),
+    Part("vllm.exceptions", "", ("GenerationError", "RetryableRequestError")),
     Part("vllm.v1.core.kv_cache_manager", "KVCacheManager", ("get_block_ids", "evict_blocks")),
     Part("vllm.v1.engine", "FinishReason", ("ERROR",)),
     Part("vllm.v1.request", "RequestStatus", ("FINISHED_ERROR",)),
+    # compiled.py
+    Part("vllm.utils.torch_utils", "", ("direct_register_custom_op",)),
+    Part("vllm.forward_context", "ForwardContext", ("no_compile_layers",)),
+    Part(
+        "vllm.config",
+        "CompilationConfig",
+        ("mode", "splitting_ops", "static_forward_context", "cudagraph_mode", "use_inductor_graph_partition"),
+    ),
     # parallel.py
     Part("vllm.distributed.parallel_state", "", ("get_tp_group",)),
 )
