@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,18 @@ from torch.distributed import HashStore, ProcessGroup, ProcessGroupGloo
 from tensorguard.backends.vllm.attachments import Attachments
 from tensorguard.backends.vllm.config import AdapterConnection
 from tensorguard.backends.vllm.hooks import ForwardPass
-from tensorguard.backends.vllm.install import AttachedGroup, AttachedProjection, Attachment, Hooks
+from tensorguard.backends.vllm.install import (
+    FUSED_LAYERS,
+    AttachedGroup,
+    AttachedProjection,
+    Attachment,
+    Hooks,
+    install_hooks,
+)
 from tensorguard.backends.vllm.parallel import Ranks, SharedAttachments, SharedDeltas, share
+from tensorguard.backends.vllm.shards import shards_of
 from tensorguard.errors import DeltaUnavailableError, InternalError, InvalidInputError, NotFoundError, TenSafeError
+from tests.support.layer_shards import as_rank, input_of, make_layer, one_rank, outputs_of
 
 D_IN, ROWS, TOKENS = 12, 5, 4
 SIZE = 3
@@ -151,6 +161,79 @@ def test_what_rank_0_does_is_everyones_result_or_error(run: Any) -> None:
 @pytest.mark.parametrize("liar", [None, 0, 1])
 def test_all_means_every_rank(run: Any, liar: int | None) -> None:
     assert set(run(lambda ranks: ranks.all(ranks.rank != liar))) == {liar is None}
+
+
+class Projections:
+    """A full-width adapter of one group: z = A x, and U for each projection."""
+
+    def __init__(self, outputs: dict[str, int], d_in: int) -> None:
+        rng = np.random.default_rng(3)
+        projections, offset = [], 0
+        for rank, (name, d_out) in enumerate(outputs.items(), start=2):
+            basis = rng.standard_normal((d_out, rank)).astype(np.float32)
+            projections.append(AttachedProjection(name, offset, rank, basis))
+            offset += rank
+        self.projections = tuple(projections)
+        self.a = rng.standard_normal((offset, d_in))
+
+    def begin(self, layer: int, group: str, x: npt.NDArray[Any]) -> Projections:
+        self.z = x.astype(np.float64) @ self.a.T
+        return self
+
+    def wait(self, timeout: float) -> npt.NDArray[np.float64]:
+        return self.z
+
+    def delta(self, x: torch.Tensor) -> torch.Tensor:
+        z = x.double().numpy() @ self.a.T
+        return torch.from_numpy(
+            np.concatenate([z[:, p.row_offset : p.row_offset + p.rank] @ p.basis.T for p in self.projections], axis=1)
+        ).float()
+
+
+@pytest.mark.parametrize(("group", "kv_heads"), [("qkv", 6), ("qkv", 1), ("gate_up", 0), ("o", 0), ("down", 0)])
+def test_ranks_together_compute_what_one_rank_computes(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, group: str, kv_heads: int
+) -> None:
+    torch.manual_seed(0)
+    size, outputs, d_in = len(run(lambda ranks: None)), outputs_of(group, kv_heads), input_of(group)
+    weights = {name: torch.randn(d_out, d_in) for name, d_out in outputs.items()}
+    adapter, layers = Projections(outputs, d_in), []
+    with one_rank(tmp_path / "store"):
+        for rank in range(size):
+            as_rank(monkeypatch, rank, size)
+            layers.append(make_layer(group, kv_heads, weights))
+            layers[-1].quant_method.process_weights_after_loading(layers[-1])
+    x = torch.randn(6, d_in)
+    # Requests of one, three and two rows; the second has no adapter.
+    expected = x @ torch.cat(list(weights.values())).T
+    expected[[0, 4, 5]] += adapter.delta(x[[0, 4, 5]])
+
+    def compute(ranks: Ranks) -> torch.Tensor:
+        root, layer, width = torch.nn.Module(), layers[ranks.rank], d_in // ranks.size
+        root.layers = torch.nn.ModuleList([torch.nn.Module()])
+        root.layers[0].mlp = torch.nn.Module()
+        fused = next(name for name, known in FUSED_LAYERS.items() if known == group)
+        setattr(root.layers[0].mlp, fused, layer)
+        hooks = install_hooks(root, ForwardPass({}, torch.device("cpu"), 5.0))
+        attachment = Attachment("a", (AttachedGroup(0, group, d_in, adapter.projections),), adapter)
+        given = share(ranks, attachment)
+        assert isinstance(given.source, SharedDeltas)
+        hooks.add(hooks.fit(given if ranks.leads else replace(given, source=replace(given.source, source=None))))
+        hooks.forward_pass.start(["r", "s", "t"], ["a", None, "a"], np.array([0, 1, 4, 6]))
+        mine = x[:, ranks.rank * width : (ranks.rank + 1) * width] if group in ("o", "down") else x
+        return layer.quant_method.compute(layer, mine, None)
+
+    with torch.inference_mode():
+        parts = run(compute)
+    assert not [part for part in parts if isinstance(part, Exception)], parts
+    if group in ("o", "down"):
+        torch.testing.assert_close(sum(parts), expected, rtol=1e-4, atol=1e-4)
+        return
+    starts = dict(zip(outputs, np.cumsum([0, *outputs.values()]), strict=False))
+    for layer, part in zip(layers, parts, strict=True):
+        for name, shard in shards_of(layer, group).items():
+            whole = expected[:, starts[name] : starts[name] + outputs[name]]
+            torch.testing.assert_close(part[:, shard.columns], whole[:, shard.part], rtol=1e-4, atol=1e-4)
 
 
 # Attaching -----------------------------------------------------------------------------------------------------------

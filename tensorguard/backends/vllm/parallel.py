@@ -115,8 +115,11 @@ class SharedDelta:
     """Rank 0's."""
 
     def wait(self, timeout: float) -> npt.NDArray[np.float32]:
-        """z float32 [T, rows], the same on all ranks. Without it all of them raise: rank 0, whose output vLLM takes, what
-        its own wait raised, the others DeltaUnavailableError."""
+        """z float32 [T, rows], the same on all ranks.
+
+        Without it all of them raise: rank 0, whose output vLLM takes, what its own wait raised, the others
+        DeltaUnavailableError.
+        """
         count = self.shape[0] * self.shape[1]
         message = np.zeros(count + 1, np.float32)  # z, and 1 if there is one
         try:
