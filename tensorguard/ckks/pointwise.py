@@ -98,6 +98,20 @@ Shoup quotient)."""
 
 
 @intrinsic
+def move(typing_context: Any, values: Any, source: Any, target: Any) -> Any:
+    """``values[target:][:16] = values[source:][:16]``; the two may overlap."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = Lanes(context, builder)
+        values, source, target = arguments
+        origin = lanes.pointer(signature.args[0], values, ir.Constant(I64, 0))
+        lanes.store(lanes.load(origin, source), origin, target)
+        return context.get_dummy_value()
+
+    return types.void(values, types.intp, types.intp), generate
+
+
+@intrinsic
 def count_ones(typing_context: Any, word: Any) -> Any:
     """Number of set bits of a uint64, without branches or tables."""
 

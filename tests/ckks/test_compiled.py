@@ -6,7 +6,7 @@ from tensorguard.ckks import compile_kernels, compiled, kernels
 def test_the_cache_is_bound_to_the_whole_engines_source() -> None:
     """numba alone would keep a kernel whose inlined helper in another module has changed."""
     compile_kernels()
-    index = kernels.finish._cache._cache_file
+    index = kernels.evaluate._cache._cache_file
     assert index._source_stamp == compiled._SOURCE
     if index._load_index():
         index._source_stamp = "another source"
