@@ -130,10 +130,8 @@ class Evaluator:
         ready = self.pool.take(responses)
         in_line = responses - len(ready)
         trits, error_words, flood_words = self._randomness(in_line, tokens * group.rows)
-        made_ahead = scratch.take("made ahead", len(ready), prime_count, 2, degree)
-        for element, values in zip(ready, made_ahead, strict=True):
-            values[...] = element.values
-            element.wipe()
+        # The kernel overwrites each when it adds it: then it is in the cache anyway.
+        addresses = np.array([element.values.ctypes.data for element in ready], np.uint64)
         flood = np.empty((tokens, group.rows, prime_count), np.uint32)
         kernels.flood(
             flood_words,
@@ -160,7 +158,7 @@ class Evaluator:
                 (
                     trits[first:made],
                     error_words[first:made],
-                    made_ahead[max(first - in_line, 0) : max(end - in_line, 0)],
+                    addresses[max(first - in_line, 0) : max(end - in_line, 0)],
                     flood,
                 ),
                 plan.shape,
@@ -182,7 +180,6 @@ class Evaluator:
             )
 
         split(self._threads, responses, answer)
-        made_ahead.fill(0)
         with self._lock:
             self.counters.transforms += prime_count * (2 * responses + in_line)
             self.counters.products += plan.chunks(tokens) * plan.polynomials(group.d_in, group.rows)

@@ -25,7 +25,7 @@ def evaluate(
     public_key: Any,
 ) -> None:
     weights, b, a, keys = request
-    trits, error_words, ready, flood = hiding
+    trits, error_words, made_ahead, flood = hiding
     inputs, expansion, sums, transforms, errors, all_c1, all_c0 = work
     constants, factors, primes, drops = ring
     count, made = len(c1), len(trits)
@@ -44,7 +44,7 @@ def evaluate(
                     sums[response], trits[response], public_key, i, transforms, factors[i], prime
                 )
             else:
-                kernels.add_lazily(sums[response], ready[response - made, i], prime)
+                kernels.add_made_ahead(sums[response], made_ahead[response - made], i, prime)
             kernels.recover(
                 sums[response],
                 errors[response],
@@ -77,4 +77,4 @@ def without_encryption_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is added to the products, neither made in line nor taken from a pool."""
     install(monkeypatch)
     monkeypatch.setattr(kernels, "add_encryption_of_zero", lambda *_: None)
-    monkeypatch.setattr(kernels, "add_lazily", lambda *_: None)
+    monkeypatch.setattr(kernels, "add_made_ahead", lambda *_: None)

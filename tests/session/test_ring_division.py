@@ -128,7 +128,7 @@ def generous(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_division_finds_the_secret_delta_where_nothing_is_added(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The attack is real: with re-randomisation off, the host computes every s·B·A to twelve bits."""
     monkeypatch.setattr(kernels, "add_encryption_of_zero", lambda *_: None)
-    monkeypatch.setattr(kernels, "add_lazily", lambda *_: None)
+    monkeypatch.setattr(kernels, "add_made_ahead", lambda *_: None)
     transcript, session = run(world, monkeypatch)
     with session:
         assert max(divide(transcript, session, world)) < 2**-9

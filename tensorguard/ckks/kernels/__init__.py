@@ -8,7 +8,7 @@ paid once.
 from tensorguard.ckks.kernels.evaluation import (
     add_encryption_of_zero,
     add_error,
-    add_lazily,
+    add_made_ahead,
     all_reduced,
     encode_weights,
     encrypt_zero,
@@ -36,7 +36,7 @@ __all__ = [
     "accept_ternary",
     "add_encryption_of_zero",
     "add_error",
-    "add_lazily",
+    "add_made_ahead",
     "add_messages",
     "all_reduced",
     "centred_binomial",

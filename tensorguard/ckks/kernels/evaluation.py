@@ -15,7 +15,7 @@ from tensorguard.ckks.kernels.places import wanted_position
 from tensorguard.ckks.kernels.sampling import centred_binomial, expand_polynomial
 from tensorguard.ckks.lanes import LANES
 from tensorguard.ckks.ntt import forward, inverse, inverse_pruned, multiply_shoup, reduce_once
-from tensorguard.ckks.pointwise import add_product, drop, with_error
+from tensorguard.ckks.pointwise import add_product, drop, take_from, with_error
 from tensorguard.ckks.products import GATHERED, SEGMENT, gather_segment, multiply_accumulate
 
 
@@ -156,13 +156,14 @@ def encrypt_zero(values, trits, error_words, public_key, errors, work, factors, 
 
 
 @kernel
-def add_lazily(total, addend, prime):
-    """total += addend, both uint32 [2, N] below 2p."""
-    double = np.uint32(2 * prime)
+def add_made_ahead(sums, address, i, prime):
+    """Add the encryption of zero at ``address``, uint32 [primes, 2, N] below 2p, to one response's (c0, c1) modulo
+    prime ``i``: uint32 [2, N], below 2p before and after. It is overwritten with zeros, so it cannot be added again.
+    """
+    degree = sums.shape[1]
     for half in range(2):
-        row, other = total[half], addend[half]
-        for n in range(row.shape[0]):
-            row[n] = reduce_once(np.uint32(row[n] + other[n]), double)
+        for n in range(0, degree, LANES):
+            take_from(sums[half], n, address, (2 * i + half) * degree + n, prime)
 
 
 @inlined
@@ -218,14 +219,15 @@ def evaluate(request, hiding, plan, skip, first, c1, c0, work, ring, public_key)
 
     request: (weights, b, a, keys) with weights, b and a as in `multiply`; if there are keys, uint32 [C, 8], a is
     scratch [C, 1, N] and they are expanded into it. hiding: (trits uint8 [n, N], error_words uint64 [n, error_words],
-    ready uint32 [m, primes, 2, N], flood_residues uint32 [tokens, rows, primes]): n encryptions of zero are made, for
-    the first of these responses, and m are ready. plan (T', d', r'); skip (see `Plan.skip`); c1 uint32 [responses, N];
-    c0 uint32 [tokens, rows]; ring: (constants, factors, primes, drops) of `Ring`; public_key uint32 [2, primes, 2, N].
+    made_ahead uint64 [m], flood_residues uint32 [tokens, rows, primes]): n encryptions of zero are made, for the first
+    of these responses, and m are at these addresses. plan (T', d', r'); skip (see `Plan.skip`); c1 uint32
+    [responses, N]; c0 uint32 [tokens, rows]; ring: (constants, factors, primes, drops) of `Ring`; public_key uint32
+    [2, primes, 2, N].
     Scratch, work: inputs [blocks, 4, 64], expansion [256], sums [responses, 2, N], transforms [2, N], errors int32
     [responses, error_values], all c1 [responses, primes, N] and all c0 [responses, primes, T' r' rounded up to 16].
     """
     weights, b, a, keys = request
-    trits, error_words, ready, flood_residues = hiding
+    trits, error_words, made_ahead, flood_residues = hiding
     inputs, expansion, sums, transforms, errors, all_c1, all_c0 = work
     constants, factors, primes, drops = ring
     count, made = c1.shape[0], trits.shape[0]
@@ -246,7 +248,7 @@ def evaluate(request, hiding, plan, skip, first, c1, c0, work, ring, public_key)
             if response < made:
                 add_encryption_of_zero(pair, trits[response], public_key, i, transforms, factors[i], prime)
             else:
-                add_lazily(pair, ready[response - made, i], prime)
+                add_made_ahead(pair, made_ahead[response - made], i, prime)
             recover(
                 pair,
                 errors[response],
