@@ -71,7 +71,7 @@ bench-he: setup ## z = A·x under CKKS: TenSafe beside OpenFHE and TenSEAL (repo
 	@scripts/setup_peers.sh
 	$(PY) benchmarks/he_core.py $(ARGS)
 
-fuzz: ## coverage-guided fuzzing of frames, sessions and manifests (ARGS="--seconds 600"), report in reports/fuzz.txt
+fuzz: ## coverage-guided fuzzing of frames, sessions, shared memory and manifests (ARGS="--seconds 600"), report in reports/fuzz.txt
 	@scripts/setup_fuzz.sh
 	.venv-fuzz/bin/python -m fuzz $(ARGS)
 

@@ -1,6 +1,6 @@
 """Fuzz all targets and write a report.
 
-    python -m fuzz [--seconds 600] [--targets frames sessions manifest] [--report FILE] [--keep]
+    python -m fuzz [--seconds 600] [--targets frames sessions shared_memory manifest] [--report FILE] [--keep]
 
 The time is divided among the targets. Exit status 1 if anything was found; the inputs are in .cache/fuzz then, and
 `python -m fuzz.child TARGET FILE` shows one again. Needs atheris (`make fuzz` prepares .venv-fuzz).
@@ -27,7 +27,7 @@ from fuzz.target import CORPUS
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".cache" / "fuzz"
-TARGETS = {"frames": 0.4, "sessions": 0.5, "manifest": 0.1}
+TARGETS = {"frames": 0.3, "sessions": 0.4, "shared_memory": 0.2, "manifest": 0.1}
 """With their shares of the time."""
 LONGEST_INPUT = 512
 RSS_LIMIT_MIB = 2048
@@ -114,11 +114,11 @@ def report(outcomes: list[Outcome]) -> str:
         f"Fuzzing, {datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')}",
         f"commit {commit}, {versions}",
         "",
-        f"{'target':<10}{'seconds':>9}{columns}",
+        f"{'target':<14}{'seconds':>9}{columns}",
     ]
     for o in outcomes:
         lines.append(
-            f"{o.target:<10}{o.seconds:>9.0f}{o.executions:>12,}{o.coverage:>10}{o.features:>10}{o.corpus:>8}"
+            f"{o.target:<14}{o.seconds:>9.0f}{o.executions:>12,}{o.coverage:>10}{o.features:>10}{o.corpus:>8}"
             f"{o.peak_rss_mib:>7} MiB  {'by time' if o.ended else 'EARLY'}"
         )
     findings = [f"  {o.target}: {finding}" for o in outcomes for finding in o.findings]

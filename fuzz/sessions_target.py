@@ -8,7 +8,6 @@ An input is a list of steps; consecutive evaluation steps are the messages of on
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +17,14 @@ from unittest import mock
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from fuzz.coprocessor import FuzzedCoprocessor, check_reasons, fuzzed_world
 from fuzz.edits import message_from
 from fuzz.memory import bounded_memory
 from fuzz.target import Target
-from services.he_lora.sessions import Session
-from tensorguard.ckks.evaluator import Evaluator
 from tensorguard.errors import TenSafeError
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
 from tensorguard.session import frames
-from tensorguard.session.stream import SESSION_KEY
-from tests.support.coprocessor import ADAPTER, TENANT, World, running_world
+from tests.support.coprocessor import ADAPTER, TENANT, World
 from tests.support.raw_host import PARAMETERS, RawHost
 
 # A response costs up to a few hundred kB of sums for each row group, whatever the request's size.
@@ -37,8 +34,8 @@ EVALUATE, WAIT = "Evaluate", "wait"
 
 @contextmanager
 def sessions_target(folder: Path) -> Iterator[Target]:
-    """Starts an attestor and a coprocessor on the loopback interface; the inputs do not pass through it."""
-    with running_world(folder, tokens_per_grant=10**9, tokens_per_release=10**12, max_sessions=4) as world:
+    """On a coprocessor of its own."""
+    with fuzzed_world(folder) as world:
         yield world_target(world)
 
 
@@ -51,48 +48,29 @@ def world_target(world: World) -> Target:
     return Target("sessions", [*evaluations, *calls, b"".join(evaluations), ordered], fuzzed.run)
 
 
-class _Context:
-    """Of an evaluation call, as far as the servicer looks at it."""
-
-    def __init__(self, session_id: bytes) -> None:
-        self._session_id = session_id
-
-    def invocation_metadata(self) -> list[tuple[str, bytes]]:
-        return [(SESSION_KEY, self._session_id)]
-
-    def set_trailing_metadata(self, metadata: Any) -> None:
-        for name, value in metadata:
-            assert isinstance(name, str) and isinstance(value, (str, bytes))
-
-
 class _Fuzzed:
     """One attested host. Every input finds its session completed and an adapter attached."""
 
     def __init__(self, world: World) -> None:
-        self._servicer = world.coprocessor.servicer
-        self._registry = self._servicer._registry
-        self._waited = 0.0
-        self._registry.clock = lambda: time.monotonic() + self._waited
         with RawHost(world) as host:
-            self._transcript = host.begin()
+            host.begin()
             host.complete()
             host.attach()
-            assert host.key is not None
-            self._public_key = host.key.public_key
-            self._attested = self._registry.get(self._transcript.session_id).host
+            self._coprocessor = FuzzedCoprocessor(world, host)
             self.requests = [frames.write_request(host.request(tokens)[0]) for tokens in (1, 3, 1)]
             self.steps = self._make_steps(host)
 
     def _make_steps(self, host: RawHost) -> list[tuple[str, Any, list[bytes]]]:
         """Name, message type and well-formed messages of every operation."""
-        session_id = self._transcript.session_id
+        transcript = self._coprocessor.transcript
+        session_id = transcript.session_id
         token, identity = host.workload.token(), host.workload.identity
         begin = pb.BeginSessionRequest(
             host_token=token, host_nonce=bytes(32), parameter_set=PARAMETERS.name, tenant=TENANT
         )
         complete = []
         for number, key in ((1, b"\0" * 16), (1, self._sent_key(host)), (2, self._sent_key(host))):
-            signature = identity.sign(self._transcript.host_key_statement(number, key))
+            signature = identity.sign(transcript.host_key_statement(number, key))
             complete.append(
                 pb.CompleteSessionRequest(session_id=session_id, key_number=number, public_key=key, signature=signature)
             )
@@ -122,8 +100,8 @@ class _Fuzzed:
 
     def run(self, data: bytes) -> None:
         steps = list(self._parse(data))
-        session = self._new_session()
-        opened = [self._transcript.session_id]
+        session = self._coprocessor.open_session()
+        opened = [self._coprocessor.transcript.session_id]
         with bounded_memory(sum(len(message) for _, message in steps), FACTOR, ALLOWANCE):
             try:
                 for name, group in itertools.groupby(steps, lambda step: step[0]):
@@ -131,14 +109,13 @@ class _Fuzzed:
                     if name == EVALUATE:
                         self._evaluate(messages)
                     elif name == WAIT:
-                        self._waited += sum(map(len, messages))
+                        self._coprocessor.waited += sum(map(len, messages))
                     else:
                         opened += self._call(name, messages)
             finally:
                 for session_id in opened:
-                    self._registry.remove(session_id)
-        strange = set(session.refused) - REASONS
-        assert not strange, f"requests failed with {strange}"
+                    self._coprocessor.registry.remove(session_id)
+        check_reasons(session)
 
     def _parse(self, data: bytes) -> Iterator[tuple[str, bytes]]:
         position = 0
@@ -149,29 +126,17 @@ class _Fuzzed:
             edits = data[position - length : position]
             yield name, bytes(7 * length) if name == WAIT else message_from(edits, messages)
 
-    def _new_session(self) -> Session:
-        transcript, now = self._transcript, self._registry.clock()
-        session = Session(transcript, PARAMETERS, self._attested, opened_at=now, used_at=now)
-        seed = transcript.pk1_seed(0)
-        session.add_key(0, Evaluator(PARAMETERS, self._public_key, seed, transcript.session_id))
-        session.attach(ADAPTER)
-        self._registry.add(session)
-        return session
-
     def _evaluate(self, messages: list[bytes]) -> None:
         last = 0
-        try:
-            for answer in self._servicer.Evaluate(iter(messages), _Context(self._transcript.session_id)):
-                response = frames.read_response(answer, PARAMETERS)
-                if isinstance(response, frames.EvaluationResponse):
-                    assert response.request_id > last, "a request id was answered twice"
-                    last = response.request_id
-        except TenSafeError:
-            pass
+        for answer in self._coprocessor.evaluate(iter(messages)):
+            response = frames.read_response(answer, PARAMETERS)
+            if isinstance(response, frames.EvaluationResponse):
+                assert response.request_id > last, "a request id was answered twice"
+                last = response.request_id
 
     def _call(self, name: str, messages: list[bytes]) -> Iterator[bytes]:
         """Session ids that were opened."""
-        method: Callable[[Any, Any], Any] = getattr(self._servicer, name)
+        method: Callable[[Any, Any], Any] = getattr(self._coprocessor.servicer, name)
         kind = next(kind for known, kind, _ in self.steps if known == name)
         for message in messages:
             try:
@@ -185,13 +150,3 @@ class _Fuzzed:
             assert kind is not None and answer.IsInitialized()
             if name == "BeginSession":
                 yield answer.session_id
-
-
-def _reasons(kind: type[TenSafeError]) -> Iterator[str]:
-    yield kind.reason
-    for narrower in kind.__subclasses__():
-        yield from _reasons(narrower)
-
-
-REASONS = frozenset(_reasons(TenSafeError)) - {"internal"}
-"""What a request may be refused for; anything else is an error in the coprocessor."""

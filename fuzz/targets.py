@@ -9,9 +9,10 @@ from pathlib import Path
 from fuzz.frames_target import frames_target
 from fuzz.manifest_target import manifest_target
 from fuzz.sessions_target import sessions_target
+from fuzz.shared_memory_target import shared_memory_target
 from fuzz.target import Target
 
-TARGETS = ("frames", "sessions", "manifest")
+TARGETS = ("frames", "sessions", "shared_memory", "manifest")
 
 
 @contextmanager
@@ -23,6 +24,9 @@ def open_target(name: str, folder: Path) -> Iterator[Target]:
         yield manifest_target()
     elif name == "sessions":
         with sessions_target(folder) as target:
+            yield target
+    elif name == "shared_memory":
+        with shared_memory_target(folder) as target:
             yield target
     else:
         raise ValueError(f"no target {name!r}: choose one of {', '.join(TARGETS)}")

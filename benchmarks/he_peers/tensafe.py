@@ -17,10 +17,10 @@ from tensorguard.ckks import (
     GroupWeights,
     HostSession,
     Plan,
-    compile_kernels,
     get_parameter_set,
 )
 from tensorguard.session import frames
+from tensorguard.session.warm_up import warm_up
 
 SESSION = b"he_core benchmark"
 RANK = 16
@@ -36,7 +36,7 @@ class TensafeCpu:
     evaluation_key_bytes = 0
 
     def __init__(self) -> None:
-        compile_kernels()
+        warm_up()
         self.parameters = get_parameter_set(DEFAULT_PARAMETER_SET)
         seed = os.urandom(32)
         self.host = self._make_host(seed)

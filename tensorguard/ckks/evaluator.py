@@ -22,9 +22,9 @@ from tensorguard.ckks.parallel import MAX_THREADS, split
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.ckks.plan import Plan
 from tensorguard.ckks.pool import Pool, weakly
+from tensorguard.ckks.products import GATHERED
 from tensorguard.ckks.randomness import SecretStream, UniformExpander
 from tensorguard.ckks.ring import Residues, ring
-from tensorguard.ckks.simd import SEGMENT
 from tensorguard.ckks.weights import EncodedGroup
 from tensorguard.errors import InvalidInputError
 
@@ -127,63 +127,59 @@ class Evaluator:
     ) -> EvaluatedRows:
         constants, degree = self._ring, self.parameters.degree
         prime_count, responses = len(constants.primes), plan.downloads(tokens, group.rows)
-        a = self._expander.expand(ids.tolist(), seeds, scratch.take("uniform", *b.shape), self._threads)
-        sums = scratch.take("sums", responses, prime_count, 2, degree)
-
-        def multiply(first: int, end: int) -> None:
-            inputs = scratch.take("inputs", plan.blocks(group.d_in), 2, SEGMENT)
-            chunks = plan.chunks(tokens)
-            kernels.accumulate(weights, b, a, chunks, sums, constants.constants, inputs, first, end)
-
-        split(self._threads, degree // SEGMENT, multiply)
         ready = self.pool.take(responses)
         in_line = responses - len(ready)
         trits, error_words, flood_words = self._randomness(in_line, tokens * group.rows)
-        mask = np.empty((tokens, group.rows, prime_count), np.uint32)
+        # The kernel overwrites each when it adds it: then it is in the cache anyway.
+        addresses = np.array([element.values.ctypes.data for element in ready], np.uint64)
+        flood = np.empty((tokens, group.rows, prime_count), np.uint32)
         kernels.flood(
             flood_words,
-            mask.reshape(-1, prime_count),
+            flood.reshape(-1, prime_count),
             -self.parameters.flood_bits % 64,
             constants.constants,
             constants.flood_offset,
             constants.primes,
         )
+        keys = self._expander.keys(ids.tolist(), seeds)
+        if min(self._threads, responses) > 1:
+            # Each thread needs all of a: it is expanded once, for all primes, instead of prime by prime.
+            a = self._expander.expand_keys(keys, scratch.take("uniform", *b.shape), self._threads)
+            keys = keys[:0]
+        else:
+            a = scratch.take("uniform", len(b), 1, degree)
         c1 = aligned_empty(responses, degree)
         c0 = np.empty((tokens, group.rows), np.uint32)
 
-        def hide_and_switch(first: int, end: int) -> None:
-            work = scratch.take("evaluation", prime_count, degree)
-            made = max(first, min(end, in_line))
-            kernels.add_encryption_of_zero(
-                sums[first:made],
-                trits[first:made],
-                self._public_key,
-                work[0],
-                work[1],
-                constants.factors,
-                constants.primes,
-            )
-            for index in range(made, end):
-                kernels.add_lazily(sums[index], ready[index - in_line].values, constants.primes)
-                ready[index - in_line].wipe()
-            kernels.finish(
-                sums[first:end],
-                error_words[first:made],
-                mask,
+        def answer(first: int, end: int) -> None:
+            made, count = min(end, in_line), end - first
+            kernels.evaluate(
+                (weights, b, a, keys),
+                (
+                    trits[first:made],
+                    error_words[first:made],
+                    addresses[max(first - in_line, 0) : max(end - in_line, 0)],
+                    flood,
+                ),
                 plan.shape,
                 plan.skip,
                 first,
                 c1[first:end],
                 c0,
-                work,
-                scratch.take("wanted", prime_count, -(-plan.tokens * plan.rows // LANES) * LANES),
-                scratch.take("errors", kernels.error_values(degree)).view(np.int32),
-                constants.factors,
-                constants.primes,
-                constants.drops,
+                (
+                    scratch.take("inputs", plan.blocks(group.d_in), GATHERED),
+                    scratch.take("expansion", 256),
+                    scratch.take("sums", count, 2, degree),
+                    scratch.take("transforms", 2, degree),
+                    scratch.take("errors", count, kernels.error_values(degree)).view(np.int32),
+                    scratch.take("all c1", count, prime_count, degree),
+                    scratch.take("all c0", count, prime_count, -(-plan.tokens * plan.rows // LANES) * LANES),
+                ),
+                (constants.constants, constants.factors, constants.primes, constants.drops),
+                self._public_key,
             )
 
-        split(self._threads, responses, hide_and_switch)
+        split(self._threads, responses, answer)
         with self._lock:
             self.counters.transforms += prime_count * (2 * responses + in_line)
             self.counters.products += plan.chunks(tokens) * plan.polynomials(group.d_in, group.rows)
@@ -195,24 +191,19 @@ class Evaluator:
     def _make_rerandomiser(self) -> Rerandomiser:
         """For the pool."""
         trits, error_words, _ = self._randomness(1, 0)
-        degree = self.parameters.degree
-        constants = self._ring
-        values = aligned_empty(1, len(constants.primes), 2, degree)
-        values.fill(0)
-        work = scratch.take("evaluation", 2, degree)
-        kernels.add_encryption_of_zero(
-            values, trits, self._public_key, work[0], work[1], constants.factors, constants.primes
-        )
-        kernels.add_error(
+        degree, constants = self.parameters.degree, self._ring
+        values = aligned_empty(len(constants.primes), 2, degree)
+        kernels.encrypt_zero(
             values,
-            error_words,
-            work[0],
-            work[1],
+            trits[0],
+            error_words[0],
+            self._public_key,
             scratch.take("errors", kernels.error_values(degree)).view(np.int32),
+            scratch.take("transforms", 2, degree),
             constants.factors,
             constants.primes,
         )
-        return Rerandomiser(values[0])
+        return Rerandomiser(values)
 
     def _randomness(
         self, responses: int, outputs: int

@@ -62,7 +62,7 @@ class Lanes:
         kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
         address = self.builder.bitcast(self.builder.gep(pointer, [offset]), byte)
-        read, keep, data = (ir.Constant(I32, flag) for flag in (0, 3, 1))
+        read, keep, data = (ir.Constant(I32, flag) for flag in (0, 2, 1))
         self.builder.call(function, [address, read, keep, data])
 
     def splat(self, scalar: Any) -> Any:

@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tensorguard.ckks.lanes import I64, V32, Lanes, splat32
+from tensorguard.ckks.lanes import I32, I64, V32, Lanes, splat32
 
 
 def _pointwise(body: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,6 +95,42 @@ with_error = _pointwise(_with_error)
 drop = _pointwise(_drop)
 """(target - centred(dropped)) / p_k mod p, both fully reduced; inputs (dropped,), scalars (p, p_k, 1/p_k mod p, its
 Shoup quotient)."""
+
+
+@intrinsic
+def take_from(typing_context: Any, target: Any, at: Any, address: Any, source: Any, prime: Any) -> Any:
+    """``target[at:][:16]`` += sixteen uint32 at ``source`` of the array at this address; all below 2p. Leaves zeros.
+
+    The caller keeps the array: kernels take no lists of arrays, and copying them into one costs more than adding.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = Lanes(context, builder)
+        target, at, address, source, prime = arguments
+        target_at = lanes.pointer(signature.args[0], target, at)
+        source_at = builder.inttoptr(address, I32.as_pointer())
+        zero = ir.Constant(I64, 0)
+        prime_lanes = lanes.splat(prime)
+        total = builder.add(lanes.load(target_at, zero), lanes.load(source_at, source))
+        lanes.store(splat32(0), source_at, source)
+        lanes.store(lanes.reduce_once(total, builder.add(prime_lanes, prime_lanes)), target_at, zero)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.uint64, types.intp, types.uint32), generate
+
+
+@intrinsic
+def move(typing_context: Any, values: Any, source: Any, target: Any) -> Any:
+    """``values[target:][:16] = values[source:][:16]``; the two may overlap."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = Lanes(context, builder)
+        values, source, target = arguments
+        origin = lanes.pointer(signature.args[0], values, ir.Constant(I64, 0))
+        lanes.store(lanes.load(origin, source), origin, target)
+        return context.get_dummy_value()
+
+    return types.void(values, types.intp, types.intp), generate
 
 
 @intrinsic

@@ -86,9 +86,11 @@ class Pool(Generic[_Element]):
         with self._lock:
             self._taken_at = time.monotonic()
             taken = [self._ready.popleft() for _ in range(min(count, len(self._ready)))]
-        self._level_metric.dec(len(taken))
-        self._taken.inc(len(taken))
-        self._in_line.inc(count - len(taken))
+        if taken:
+            self._level_metric.dec(len(taken))
+            self._taken.inc(len(taken))
+        if len(taken) < count:
+            self._in_line.inc(count - len(taken))
         return taken
 
     def fill(self) -> bool:

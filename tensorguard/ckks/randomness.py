@@ -25,7 +25,8 @@ SEED_BYTES = 32
 _CIPHERTEXT_LABEL = b"tensafe/ckks/v1/ciphertext"
 _PUBLIC_KEY_LABEL = b"tensafe/ckks/v1/public-key"
 _SECRET_LABEL = b"tensafe/ckks/v1/secret/"
-_ZEROS = memoryview(bytes(1 << 20))
+_ZEROS = memoryview(bytes(1 << 15))
+"""Little enough to stay in the cache."""
 
 
 class _KeyStream(Protocol):
@@ -53,24 +54,32 @@ class UniformExpander:
         self._primes = np.array(parameters.primes, np.uint32)
         self._degree = parameters.degree
 
-    def expand(
-        self, identifiers: list[int], seeds: bytes, target: npt.NDArray[np.uint32] | None = None, threads: int = 1
-    ) -> npt.NDArray[np.uint32]:
-        """uint32 [C, primes, N] for C 64-bit identifiers and C concatenated 32-byte seeds, in ``target`` if given."""
-        shape = (len(identifiers), len(self._primes), self._degree)
-        residues = aligned_empty(*shape) if target is None else target
-        keys = [
+    def keys(self, identifiers: list[int], seeds: bytes) -> npt.NDArray[np.uint32]:
+        """The ChaCha20 keys uint32 [C, 8] of C 64-bit identifiers and C concatenated 32-byte seeds."""
+        digests = [
             hashlib.sha3_256(
                 self._prefix + identifier.to_bytes(8, "little") + seeds[SEED_BYTES * index : SEED_BYTES * (index + 1)]
             ).digest()
             for index, identifier in enumerate(identifiers)
         ]
-        all_keys = np.frombuffer(b"".join(keys), "<u4").reshape(-1, 8)
+        return np.frombuffer(b"".join(digests), "<u4").reshape(-1, 8)
+
+    def expand(
+        self, identifiers: list[int], seeds: bytes, target: npt.NDArray[np.uint32] | None = None, threads: int = 1
+    ) -> npt.NDArray[np.uint32]:
+        """uint32 [C, primes, N] for C 64-bit identifiers and C concatenated 32-byte seeds, in ``target`` if given."""
+        return self.expand_keys(self.keys(identifiers, seeds), target, threads)
+
+    def expand_keys(
+        self, keys: npt.NDArray[np.uint32], target: npt.NDArray[np.uint32] | None = None, threads: int = 1
+    ) -> npt.NDArray[np.uint32]:
+        """The same, from `keys`."""
+        residues = aligned_empty(len(keys), len(self._primes), self._degree) if target is None else target
         split(
             threads,
             len(keys),
             lambda first, end: kernels.expand(
-                all_keys[first:end], self._primes, scratch.take("expansion", 256), residues[first:end]
+                keys[first:end], self._primes, scratch.take("expansion", 256), residues[first:end]
             ),
         )
         return residues
@@ -102,8 +111,8 @@ class SecretStream:
         trits = np.empty((count, degree), np.uint8)
         accepted = np.empty(degree // 4, np.uint8)
         drawn = self.words(count, degree // 32).view(np.uint8)
-        for row in range(count):
-            # N / 4 bytes hold the N / 5 groups of digits that are needed except with probability below 2**-200.
-            while not kernels.accept_ternary(drawn[row], accepted, trits[row]):
-                drawn[row] = self.words(degree // 32).view(np.uint8)
+        done = 0
+        # N / 4 bytes hold the N / 5 groups of digits that are needed except with probability below 2**-200.
+        while (done := done + int(kernels.accept_ternary(drawn[done:], accepted, trits[done:]))) < count:
+            drawn[done] = self.words(degree // 32).view(np.uint8)
         return trits

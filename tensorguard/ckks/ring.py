@@ -20,8 +20,9 @@ class Ring:
     """Arrays are read-only and shared.
 
     With L primes: primes uint32 [L]; factors uint32 [L, N / 4096, 3, 2, 4096] (see `ntt.tables`); constants uint32
-    [L, 4]: p, 2**32 mod p, its Shoup quotient, floor(2**32 / p); drops uint32 [L, L, 2] for the modulus switch:
-    1/p_k mod p_i at [k, i] for i < k, and its Shoup quotient; flood_offset uint32 [L]: -2**(flood_bits + 1) mod p.
+    [L, 5]: p, 2**32 mod p, its Shoup quotient, floor(2**32 / p), 1/p mod 2**32; drops uint32 [L, L, 2] for the modulus
+    switch: 1/p_k mod p_i at [k, i] for i < k, and its Shoup quotient; flood_offset uint32 [L]: -2**(flood_bits + 1)
+    mod p.
     """
 
     primes: Residues
@@ -59,7 +60,7 @@ def ring(parameters: ParameterSet) -> Ring:
         primes=np.array(primes, np.uint32),
         factors=tables(primes, parameters.degree),
         constants=np.array(
-            [[p, word, (word << 32) // p, 2**32 // p] for (word, p) in words],
+            [[p, word, (word << 32) // p, 2**32 // p, pow(p, -1, 2**32)] for (word, p) in words],
             np.uint32,
         ),
         drops=drops,

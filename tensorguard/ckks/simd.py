@@ -1,4 +1,4 @@
-"""The transform's and the multiply-accumulate's inner bodies, as numba intrinsics on sixteen lanes.
+"""The transform's inner bodies, as numba intrinsics on sixteen lanes.
 
 Butterflies are Harvey's lazy ones (D. Harvey, "Faster arithmetic for number-theoretic transforms", 2014):
 forward values stay below 4p, inverse values below 2p.
@@ -11,15 +11,9 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tensorguard.ckks.lanes import I64, LANES, LOW, SHIFT, V32, Lanes, splat64
-
-SEGMENT = 64
-"""Coefficients that the multiply-accumulate handles at once."""
-PREFETCH = 512
-"""How many weights ahead it reads: the weights of a model come from memory, once each and in order."""
+from tensorguard.ckks.lanes import I64, LANES, Lanes
 
 # Three stages of eight rows: (first row, second row, index of its twiddle) for each butterfly.
 _STAGES = (
@@ -206,109 +200,3 @@ def transpose_tile(
         return context.get_dummy_value()
 
     return types.void(source, types.intp, target, types.intp, types.intp), generate
-
-
-@intrinsic
-def copy_segment(typing_context: Any, source: Any, source_offset: Any, target: Any, target_offset: Any) -> Any:
-    """Copy SEGMENT values from ``source[source_offset:]`` to ``target[target_offset:]``."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes = Lanes(context, builder)
-        source, source_offset, target, target_offset = arguments
-        source_at = lanes.pointer(signature.args[0], source, source_offset)
-        target_at = lanes.pointer(signature.args[2], target, target_offset)
-        for start in range(0, SEGMENT, LANES):
-            place = ir.Constant(I64, start)
-            lanes.store(lanes.load(source_at, place), target_at, place)
-        return context.get_dummy_value()
-
-    return types.void(source, types.intp, target, types.intp), generate
-
-
-@intrinsic
-def multiply_accumulate(
-    typing_context: Any,
-    sums: Any,
-    sums_offset: Any,
-    sums_stride: Any,
-    weights: Any,
-    weights_offset: Any,
-    inputs: Any,
-    inputs_offset: Any,
-    count: Any,
-    constants: Any,
-    first: Any,
-) -> Any:
-    """Add Σ_k weights_k · b_k (and · a_k), k < count <= 16, to SEGMENT lanes of two running sums below 2p.
-
-    ``weights_k = weights[weights_offset + SEGMENT k :]`` and ``b_k = inputs[inputs_offset + 2 SEGMENT k :]``, ``a_k``
-    SEGMENT further, all below p. The sums are at ``sums[sums_offset :]`` for b and ``sums_stride`` further for a.
-    ``constants[first:]`` holds p, 2**32 mod p, floor(2**32 (2**32 mod p) / p) and floor(2**32 / p).
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes = Lanes(context, builder)
-        (
-            sums,
-            sums_offset,
-            sums_stride,
-            weights,
-            weights_offset,
-            inputs,
-            inputs_offset,
-            count,
-            constants,
-            first,
-        ) = arguments
-        kinds = signature.args
-        sums_at = lanes.pointer(kinds[0], sums, sums_offset)
-        weights_at = lanes.pointer(kinds[3], weights, weights_offset)
-        inputs_at = lanes.pointer(kinds[5], inputs, inputs_offset)
-        constants_at = lanes.pointer(kinds[8], constants, first)
-        vectors = range(SEGMENT // LANES)
-        # A 64-bit accumulator for each vector, input and lane parity; LLVM keeps them in registers.
-        halves = [(vector, which, half) for vector in vectors for which in range(2) for half in range(2)]
-        accumulators = {key: cgutils.alloca_once_value(builder, splat64(0)) for key in halves}
-        with cgutils.for_range(builder, count) as loop:
-            weight_at = builder.mul(loop.index, ir.Constant(I64, SEGMENT))
-            input_at = builder.mul(loop.index, ir.Constant(I64, 2 * SEGMENT))
-            for vector in vectors:
-                step = ir.Constant(I64, LANES * vector)
-                weight = lanes.load(weights_at, builder.add(weight_at, step))
-                ahead = builder.add(weight_at, ir.Constant(I64, LANES * vector + PREFETCH))
-                lanes.prefetch(weights_at, ahead)
-                for which in range(2):
-                    place = builder.add(input_at, ir.Constant(I64, SEGMENT * which + LANES * vector))
-                    value = lanes.load(inputs_at, place)
-                    for half, part in enumerate((lanes.even, lanes.odd)):
-                        slot = accumulators[vector, which, half]
-                        product = builder.mul(part(value), part(weight))
-                        builder.store(builder.add(builder.load(slot), product), slot)
-
-        prime, word, word_shoup, unit_shoup = (
-            lanes.splat(builder.load(builder.gep(constants_at, [ir.Constant(I64, index)]))) for index in range(4)
-        )
-
-        def reduce(total: Any) -> Any:
-            """A 64-bit total to [0, 4p): high word times 2**32 mod p, plus low word, both by Shoup."""
-            high, low = builder.lshr(total, SHIFT), builder.and_(total, LOW)
-            high_quotient = builder.lshr(builder.mul(high, lanes.even(word_shoup)), SHIFT)
-            low_quotient = builder.lshr(builder.mul(low, lanes.even(unit_shoup)), SHIFT)
-            quotient = builder.mul(builder.add(high_quotient, low_quotient), lanes.even(prime))
-            return builder.sub(builder.add(builder.mul(high, lanes.even(word)), low), quotient)
-
-        double = builder.add(prime, prime)
-        for vector in vectors:
-            for which in range(2):
-                even, odd = (reduce(builder.load(accumulators[vector, which, half])) for half in range(2))
-                total = builder.bitcast(builder.or_(even, builder.shl(odd, SHIFT)), V32)
-                position = builder.add(
-                    builder.mul(sums_stride, ir.Constant(I64, which)), ir.Constant(I64, LANES * vector)
-                )
-                total = builder.add(lanes.load(sums_at, position), lanes.reduce_once(total, double))
-                lanes.store(lanes.reduce_once(total, double), sums_at, position)
-        return context.get_dummy_value()
-
-    index = types.intp
-    signature = types.void(sums, index, index, weights, index, inputs, index, index, constants, index)
-    return signature, generate

@@ -12,8 +12,8 @@ from tensorguard.ckks import kernels
 from tensorguard.ckks.arrays import aligned_empty
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.ckks.plan import MAX_CHANNELS, MAX_ROWS, Plan
+from tensorguard.ckks.products import SEGMENT
 from tensorguard.ckks.ring import Residues, ring
-from tensorguard.ckks.simd import SEGMENT
 from tensorguard.errors import InvalidInputError, NotFoundError
 
 
@@ -106,6 +106,7 @@ def _encode(integers: npt.NDArray[np.int32], parameters: ParameterSet, plan: Pla
         encoded,
         scratch,
         transformed,
+        constants.constants,
         constants.factors,
         constants.primes,
     )

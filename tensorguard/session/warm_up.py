@@ -1,4 +1,4 @@
-"""Compile the kernels as a session uses them, before the first request waits for it."""
+"""Compile the kernels before the first request waits for it, for the types they get behind frames."""
 
 from __future__ import annotations
 

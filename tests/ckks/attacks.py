@@ -16,7 +16,7 @@ import pytest
 
 from tensorguard.ckks import EncodedGroup, GroupWeights, Plan, kernels
 from tensorguard.ckks.messages import EncryptedActivations, EvaluatedRows
-from tests.ckks import reference
+from tests.ckks import reference, stepwise
 from tests.ckks.conftest import SESSION, Pair
 
 Values = npt.NDArray[Any]
@@ -36,16 +36,12 @@ def with_narrow_flood(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
     monkeypatch.setattr(kernels, "flood", narrow)
 
 
-def without_encryption_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "add_encryption_of_zero", lambda *_: None)
-
-
 @dataclass
 class Watch:
-    """What passed through the evaluator's kernels in the last evaluation."""
+    """What passed through the evaluator's steps in the last evaluation."""
 
-    sums: Values = field(default_factory=lambda: np.empty(0))
-    """(c0, c1) in the transform domain, uint32 [responses, primes, 2, N], below 2p; without e1 and flood."""
+    pairs: dict[tuple[int, int], Values] = field(default_factory=dict)
+    """(c0, c1) by response and prime, in the transform domain, uint32 [2, N], below 2p; without e1 and flood."""
     flood: Values = field(default_factory=lambda: np.empty(0))
     """f modulo each prime, uint32 [tokens, rows, primes]."""
     trits: Values = field(default_factory=lambda: np.empty(0))
@@ -54,19 +50,26 @@ class Watch:
     @classmethod
     def start(cls, monkeypatch: pytest.MonkeyPatch) -> Watch:
         """After guards were taken out."""
-        watch, finish, add = cls(), kernels.finish, kernels.add_encryption_of_zero
+        watch, recover = cls(), kernels.recover
 
-        def watch_finish(sums: Values, error_words: Values, flood: Values, *rest: Any) -> None:
-            watch.sums, watch.flood = sums.copy(), flood.copy()
-            finish(sums, error_words, flood, *rest)
+        def watch_evaluate(request: Any, hiding: Any, *rest: Any) -> None:
+            watch.pairs = {}
+            watch.trits, watch.flood = hiding[0].copy(), hiding[3].copy()
+            stepwise.evaluate(request, hiding, *rest)
 
-        def watch_add(sums: Values, trits: Values, *rest: Any) -> None:
-            watch.trits = trits.copy()
-            add(sums, trits, *rest)
+        def watch_recover(sums: Values, errors: Values, flood: Values, response: int, i: int, *rest: Any) -> None:
+            watch.pairs[response, i] = sums.copy()
+            recover(sums, errors, flood, response, i, *rest)
 
-        monkeypatch.setattr(kernels, "finish", watch_finish)
-        monkeypatch.setattr(kernels, "add_encryption_of_zero", watch_add)
+        monkeypatch.setattr(kernels, "evaluate", watch_evaluate)
+        monkeypatch.setattr(kernels, "recover", watch_recover)
         return watch
+
+    @property
+    def sums(self) -> Values:
+        """The pairs in one array: uint32 [responses, primes, 2, N]."""
+        responses, primes = (1 + max(index) for index in zip(*self.pairs, strict=True))
+        return np.stack([np.stack([self.pairs[r, i] for i in range(primes)]) for r in range(responses)])
 
     def phases(self, pair: Pair, plan: Plan, rows: int) -> Values:
         """Centred c0 + f + c1·s modulo q at the wanted coefficients: Python integers [tokens, rows]."""
@@ -82,10 +85,10 @@ class Watch:
             for row in range(rows)
         ]
         responses, at = np.array(places).T
-        residues = []
+        residues, sums = [], self.sums
         for i, prime in enumerate(primes):
             p, s = np.uint64(prime), reference.transform(secret % prime, prime)
-            c0, c1 = self.sums[:, i, 0].astype(np.uint64), self.sums[:, i, 1].astype(np.uint64)
+            c0, c1 = sums[:, i, 0].astype(np.uint64), sums[:, i, 1].astype(np.uint64)
             phase = reference.inverse((c0 + c1 % p * s) % p, prime)[responses, at]
             residues.append((phase + self.flood[..., i].reshape(-1)) % p)
         q = pair.parameters.modulus

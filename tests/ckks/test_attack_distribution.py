@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from tensorguard.ckks import GroupWeights, ParameterSet, Plan
-from tests.ckks import attacks
+from tests.ckks import attacks, stepwise
 from tests.ckks.attacks import Watch
 from tests.ckks.conftest import Pair, make_weights
 
@@ -100,7 +100,7 @@ def test_control_without_the_encryption_of_zero_c1_tells_them_apart(
 ) -> None:
     """Weights of zero against others: then c1 is nothing but a rounded error."""
     first, second, x = pairs_of_weights(parameters)["zero input"]
-    attacks.without_encryption_of_zero(monkeypatch)
+    stepwise.without_encryption_of_zero(monkeypatch)
     pair = Pair.create(parameters)
     distances = sample(pair, first, x, monkeypatch).distances(sample(pair, second, x, monkeypatch))
     assert distances["c1_low"] > SEEN and distances["c1_high"] > SEEN

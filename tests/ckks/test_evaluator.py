@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tensorguard.ckks import EncodedGroup, Evaluator, GroupWeights, Plan, get_parameter_set
 from tensorguard.ckks.plan import MAX_ROWS, TOKEN_COUNTS
 from tensorguard.errors import InvalidInputError, NotFoundError, TenSafeError
-from tests.ckks import reference
+from tests.ckks import reference, stepwise
 from tests.ckks.conftest import RINGS, SESSION, Pair, make_weights
 
 PARAMETERS = get_parameter_set("n4096-q90-w12")
@@ -308,3 +308,27 @@ def test_operations_are_counted_and_none_is_a_rotation(parameters: object) -> No
 def test_weights_are_checked(integers: np.ndarray, exponents: tuple[int, ...], bound: float) -> None:
     with pytest.raises(TenSafeError):
         GroupWeights(integers, exponents, bound)
+
+
+@pytest.mark.parametrize("pooled", [0, 1, 9])
+def test_the_steps_make_the_same_answer(pooled: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the attack tests look into is what the product computes: `kernels.evaluate`, bit for bit."""
+    pair = Pair.create(PARAMETERS, pool_bytes=1 << 20)
+    plan, weights = Plan(2, 100, 3), make_weights(7, 250, PARAMETERS)
+    group = EncodedGroup(weights, PARAMETERS, [plan])
+    sent = pair.host.encrypt(np.random.default_rng(0).normal(size=(5, 250)), plan, weights.norm_bound)
+    for _ in range(pooled):
+        pair.evaluator.pool.fill()
+    ready = pair.evaluator.pool.take(pooled)
+    drawn = copied(pair.evaluator._randomness(9 - pooled, 5 * 7))
+    answers = []
+    for step_by_step in (False, True):
+        if step_by_step:
+            stepwise.install(monkeypatch)
+        copies = [type(element)(element.values.copy()) for element in ready]
+        monkeypatch.setattr(pair.evaluator.pool, "take", lambda _, copies=copies: copies)
+        monkeypatch.setattr(pair.evaluator, "_randomness", lambda *_: drawn)
+        answers.append(pair.evaluator._evaluate(group, group.encoded(plan), plan, 5, sent.ids, sent.seeds, sent.b))
+        assert all((element.values == 0).all() for element in copies)
+    np.testing.assert_array_equal(answers[0].c1, answers[1].c1)
+    np.testing.assert_array_equal(answers[0].c0, answers[1].c0)

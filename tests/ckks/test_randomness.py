@@ -78,15 +78,20 @@ def test_ternary_values_are_uniform_and_the_reference_digits() -> None:
     assert np.sum((together - together.sum() / 9) ** 2 / (together.sum() / 9)) < 60
 
     data = np.frombuffer(bytes(range(256)) * 4, np.uint8)
-    output = np.empty(4096, np.uint8)
-    assert kernels.accept_ternary(data, np.empty(1024, np.uint8), output)
+    rows = np.empty((1, 4096), np.uint8)
+    assert kernels.accept_ternary(data[None], np.empty(1024, np.uint8), rows) == 1
+    (output,) = rows
     accepted = [value for value in data.tolist() if value < 243][:820]
     assert output.tolist() == [value // 3**digit % 3 for digit in range(5) for value in accepted][:4096]
 
 
 def test_too_few_ternary_bytes_are_reported() -> None:
-    data = np.full(1024, 250, np.uint8)
-    assert not kernels.accept_ternary(data, np.empty(1024, np.uint8), np.empty(4096, np.uint8))
+    data = np.zeros((3, 1024), np.uint8)
+    data[1] = 250
+    rows = np.full((3, 4096), 9, np.uint8)
+    assert kernels.accept_ternary(data, np.empty(1024, np.uint8), rows) == 1
+    assert (rows[0] == 0).all()
+    assert (rows[1:] == 9).all()
 
 
 def test_errors_are_centred_binomial_and_match_the_reference() -> None:

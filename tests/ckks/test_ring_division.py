@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tensorguard.ckks import EncodedGroup, Plan, evaluator, kernels
+from tensorguard.ckks import EncodedGroup, Plan, kernels
+from tests.ckks import stepwise
 from tests.ckks.conftest import Pair, make_weights
 
 # One block: the response's c1 is a single product, the easiest case for the attacker.
@@ -17,25 +18,29 @@ def divide(pair: Pair, group: EncodedGroup, monkeypatch: pytest.MonkeyPatch) -> 
     """Where c1 / a, computed pointwise modulo p0, equals the transformed weights."""
     captured: dict[str, npt.NDArray[np.uint32]] = {}
     expand = pair.evaluator._expander.expand
-    finish, accumulate = kernels.finish, kernels.accumulate
+    multiply, recover = kernels.multiply, kernels.recover
 
-    def watch_accumulate(weights: object, b: object, a: npt.NDArray[np.uint32], *rest: object) -> None:
-        captured["a"] = a.copy()
-        accumulate(weights, b, a, *rest)
-        captured["products"] = rest[1].copy()  # type: ignore[attr-defined]
+    def watch_multiply(weights: object, b: object, a: npt.NDArray[np.uint32], i: int, *rest: object) -> None:
+        multiply(weights, b, a, i, *rest)
+        if i == 0:
+            captured["a"], captured["products"] = a.copy(), rest[0].copy()  # type: ignore[attr-defined]
 
-    def watch_finish(sums: npt.NDArray[np.uint32], *rest: object) -> None:
-        captured["c1"] = sums[0, 0, 1].copy()
-        finish(sums, *rest)
+    def watch_recover(
+        sums: npt.NDArray[np.uint32], errors: object, flood: object, response: int, i: int, *rest: object
+    ) -> None:
+        if (response, i) == (0, 0):
+            captured["c1"] = sums[1].copy()
+        recover(sums, errors, flood, response, i, *rest)
 
-    monkeypatch.setattr(evaluator.kernels, "accumulate", watch_accumulate)
-    monkeypatch.setattr(evaluator.kernels, "finish", watch_finish)
+    stepwise.install(monkeypatch)
+    monkeypatch.setattr(kernels, "multiply", watch_multiply)
+    monkeypatch.setattr(kernels, "recover", watch_recover)
     sent = pair.host.encrypt(np.ones((1, group.d_in)), PLAN, pair.parameters.norm_bound(group.d_in, 16))
     pair.evaluator.evaluate(group, PLAN, 1, sent.ids, sent.seeds, sent.b)
     prime = int(pair.parameters.primes[0])
     # The host expands the same a from the seed it sent; nothing of the coprocessor's is needed for the division.
     a = expand(sent.ids.tolist(), sent.seeds)[0, 0].astype(object)
-    honest = captured["products"][0, 0, 1].astype(object)
+    honest = captured["products"][0, 1].astype(object)
     inverses = np.array([pow(int(value), -1, prime) for value in a], dtype=object)
     weights = honest * inverses % prime
     assert np.array_equal(weights * a % prime, honest % prime)
@@ -51,7 +56,7 @@ def test_division_recovers_the_weights_where_nothing_is_added(
     pair: Pair, group: EncodedGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The attack is real: with the encryption of zero taken out, every transformed weight is found."""
-    monkeypatch.setattr(evaluator.kernels, "add_encryption_of_zero", lambda *_: None)
+    stepwise.without_encryption_of_zero(monkeypatch)
     assert divide(pair, group, monkeypatch).all()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +16,14 @@ from fuzz.frames_target import frames_target
 from fuzz.manifest_target import manifest_target
 from fuzz.memory import MemoryBoundError
 from fuzz.sessions_target import sessions_target
+from fuzz.shared_memory_target import shared_memory_target
 from fuzz.target import Target
 from services.he_lora.evaluation import Evaluation
 from tensorguard.package import envelope
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
 from tensorguard.session import frames
+from tensorguard.session.shared_memory import SharedRegion, Slot
+from tensorguard.session.stream import Reply
 
 REPAIR = bytes([16, 0, 0, 0, 0])
 
@@ -32,6 +36,12 @@ def on_frames() -> Target:
 @pytest.fixture(scope="module")
 def on_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with sessions_target(tmp_path_factory.mktemp("sessions")) as target:
+        yield target
+
+
+@pytest.fixture(scope="module")
+def on_shared_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    with shared_memory_target(tmp_path_factory.mktemp("shared_memory")) as target:
         yield target
 
 
@@ -51,6 +61,10 @@ def test_frames(on_frames: Target) -> None:
 
 def test_sessions(on_sessions: Target) -> None:
     replay(on_sessions)
+
+
+def test_shared_memory(on_shared_memory: Target) -> None:
+    replay(on_shared_memory)
 
 
 def test_manifest() -> None:
@@ -114,6 +128,75 @@ def test_manifest_of_another_form_is_a_finding(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(envelope, "parse_manifest", broken)
     with pytest.raises(UnicodeDecodeError):
         target.run(b"\0\0")
+
+
+# Shared memory
+
+TO_COPROCESSOR, TO_HOST = 0, 1
+TWO_MESSAGES = bytes([0, 1, 0, 0, 1, 1])
+# In the next read, when it has 4 bytes: ones at the place of the second message's arrays (the page of slot 1).
+CHANGE = bytes([2, 207, 4, 0, 0, 0, 0, 1, 3]) + b"\xff" * 200
+CHANGED = bytes([0, 1, 0]) + CHANGE + bytes([0, 1, 1])
+
+
+def test_references_are_followed(on_shared_memory: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the target would only ever see refusals."""
+    answers: list[bytes] = []
+    original = Evaluation.answer
+
+    def recording(self: Evaluation, session: Any, message: bytes) -> bytes:
+        answers.append(original(self, session, message))
+        return answers[-1]
+
+    monkeypatch.setattr(Evaluation, "answer", recording)
+    for data in (TWO_MESSAGES, CHANGED):
+        on_shared_memory.run(bytes([TO_COPROCESSOR]) + data)
+    kinds = [answer[3] for answer in answers]
+    assert kinds == [5, 5, 5, 3], "a response by reference to each but the changed one, whose residues are too large"
+    responses: list[Any] = []
+    put = Reply.put
+    monkeypatch.setattr(Reply, "put", lambda self, response: (responses.append(response), put(self, response))[1])
+    for data in (TWO_MESSAGES, CHANGED):
+        on_shared_memory.run(bytes([TO_HOST]) + data)
+    whole, torn = (responses[i].c1[0] for i in (1, 4))
+    assert torn[0] == whole[0] and (torn[1:10] == 2**30 - 1).all(), "the change came when the read had begun"
+
+
+@pytest.mark.parametrize("side", [TO_COPROCESSOR, TO_HOST])
+def test_reading_twice_is_a_finding(on_shared_memory: Target, monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+    def twice(slot: Slot, size: int) -> Any:
+        return np.concatenate([slot.read(size)[:100], slot.read(size)[100:]])
+
+    monkeypatch.setattr(frames, "_from_slot", twice)
+    with pytest.raises(AssertionError, match="AssertionError" if side == TO_COPROCESSOR else "one read gave, of 2"):
+        on_shared_memory.run(bytes([side]) + CHANGED)
+
+
+@pytest.mark.parametrize("side", [TO_COPROCESSOR, TO_HOST])
+def test_mapping_the_region_is_a_finding(on_shared_memory: Target, monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+    def mapped(self: SharedRegion, offset: int, length: int) -> Any:
+        with mmap.mmap(self._descriptor, self.size) as mapping:
+            return np.frombuffer(mapping[offset : offset + length], np.uint8)
+
+    monkeypatch.setattr(SharedRegion, "read", mapped)
+    with pytest.raises(AssertionError, match="AssertionError" if side == TO_COPROCESSOR else "one read gave, of 0"):
+        on_shared_memory.run(bytes([side]) + TWO_MESSAGES)
+
+
+def test_writing_beside_the_slot_is_a_finding(on_shared_memory: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Slot, "write", lambda self, *arrays: self.region.write(self.offset + 4096, bytes(self.length)))
+    with pytest.raises(AssertionError, match="beside the slot"):
+        on_shared_memory.run(bytes([TO_COPROCESSOR]) + TWO_MESSAGES)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_reader_that_dies_is_a_finding(on_shared_memory: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("a field")
+
+    monkeypatch.setattr(frames, "read_response", broken)
+    with pytest.raises(AssertionError, match="told nobody"):
+        on_shared_memory.run(bytes([TO_HOST]) + TWO_MESSAGES)
 
 
 # Edits

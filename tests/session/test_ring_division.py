@@ -20,7 +20,7 @@ from tensorguard.ckks.host import HostSession
 from tensorguard.errors import DeltaUnavailableError
 from tensorguard.session.client import CoprocessorSession, SessionOptions
 from tensorguard.session.link import Link
-from tests.ckks import reference
+from tests.ckks import reference, stepwise
 from tests.support.coprocessor import ADAPTER, World
 
 Values = npt.NDArray[Any]
@@ -101,23 +101,34 @@ def divide(transcript: Transcript, session: CoprocessorSession, world: World) ->
     return distances
 
 
-def without_switch(sums: Values, *rest: Any) -> None:
-    """`kernels.finish` without the modulus switch: c1 modulo p0 as it is."""
-    c1, c0 = rest[5], rest[6]
-    c1[:] = reference.inverse(sums[:, 0, 1].astype(np.uint64), 1073692673)
-    c0[:] = 0
+def without_switch(
+    request: Any, hiding: Any, plan: Any, skip: Any, first: int, c1: Values, c0: Values, *rest: Any
+) -> None:
+    """The evaluation without the modulus switch: c1 modulo p0 as it was before e1."""
+    recover = kernels.recover
+
+    def watch(sums: Values, errors: Any, flood: Any, response: int, i: int, *rest: Any) -> None:
+        if i == 0:
+            before[response - first] = sums[1]
+        recover(sums, errors, flood, response, i, *rest)
+
+    before = np.empty_like(c1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "recover", watch)
+        stepwise.evaluate(request, hiding, plan, skip, first, c1, c0, *rest)
+    c1[:] = reference.inverse(before.astype(np.uint64), 1073692673)
 
 
 @pytest.fixture
 def generous(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "finish", without_switch)
+    monkeypatch.setattr(kernels, "evaluate", without_switch)
 
 
 @pytest.mark.usefixtures("generous")
 def test_division_finds_the_secret_delta_where_nothing_is_added(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The attack is real: with re-randomisation off, the host computes every s·B·A to twelve bits."""
     monkeypatch.setattr(kernels, "add_encryption_of_zero", lambda *_: None)
-    monkeypatch.setattr(kernels, "add_lazily", lambda *_: None)
+    monkeypatch.setattr(kernels, "add_made_ahead", lambda *_: None)
     transcript, session = run(world, monkeypatch)
     with session:
         assert max(divide(transcript, session, world)) < 2**-9
