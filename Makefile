@@ -11,7 +11,7 @@ ARGS ?=
 COPROCESSOR_TESTS := $(addprefix tests/,ckks crypto engines evidence lora observability package rpc session \
 	services/attestor services/he_lora test_architecture.py test_settings.py)
 
-.PHONY: help setup model test test-e2e test-all test-coprocessor-310 lint format protos demo up down demo-adapter bench trace bench-he fuzz compose-test clean
+.PHONY: help setup model test test-e2e test-all test-coprocessor-310 lint format protos demo up down demo-adapter bench bench-speculation trace bench-he fuzz compose-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -63,6 +63,9 @@ demo-adapter: setup ## train the demo adapter anew
 
 bench: setup ## throughput and time to first token of base, plaintext LoRA and HE-LoRA (ARGS=--quick: only that it runs)
 	$(PY) benchmarks/e2e.py $(ARGS)
+
+bench-speculation: setup ## tokens per second and accepted guesses against k (ARGS=--quick: only that it runs)
+	$(PY) benchmarks/speculation.py $(ARGS)
 
 trace: setup ## where the time of an engine step goes, on both sides (reports/step.*)
 	$(PY) benchmarks/step_trace.py --picture reports/step.png $(ARGS)

@@ -6,8 +6,9 @@ The demo adapter answers chat prompts greedily, without speculation, with n-gram
 model as its own draft (it runs without encryption), for each k. One engine after the other serves the same prompts;
 the run without speculation is repeated at the end, which shows how much the machine's speed drifted. Each record has
 method (none, ngram, draft_model), k, concurrency, tokens_per_s (median of the rounds; prompt processing included),
-acceptance (accepted of guessed tokens), tokens_per_step (what one request gains from one step) and
-bytes_up_per_token. How many answers are the first run's is printed: all, but for ties of the dtype.
+acceptance (accepted of guessed tokens), tokens_per_step (what one request gains from one step), bytes_up_per_token,
+and how many of the answers equal those of the first run (all, but for ties of the dtype). The JSON's text goes to a
+file of the same name with the suffix .txt, and to standard output.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Record:
     acceptance: float | None
     tokens_per_step: float
     bytes_up_per_token: float
+    answers: int
+    equal_answers: int
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,14 @@ async def measure(engine: Any, prompts: list[list[int]], concurrency: int, token
     return Round(seconds, answers, {name: after[name] - before[name] for name in after})
 
 
-def record(method: str, k: int, concurrency: int, rounds: list[Round], prompts: list[list[int]]) -> Record:
+def record(
+    method: str, k: int, concurrency: int, rounds: list[Round], prompts: list[list[int]], first: list[list[int]]
+) -> Record:
     speeds = [sum(map(len, r.answers)) / r.seconds for r in rounds]
     counted, tokens = rounds[0].counted, sum(map(len, rounds[0].answers))
     # Prompts are short: each takes one step, which yields the first token. Every later step of a request has a row for
-    # the last token and one for each guess, and yields one token more than guesses were accepted.
+    # the last token and one for each guess, and yields one token more than guesses were accepted. A right guess beyond
+    # the last token that was asked for counts as not accepted.
     steps = counted["adapted_requests"] - len(prompts)
     guessed = counted["adapted_rows"] - sum(map(len, prompts)) - steps
     accepted = tokens - len(prompts) - steps
@@ -116,6 +122,8 @@ def record(method: str, k: int, concurrency: int, rounds: list[Round], prompts: 
         acceptance=accepted / guessed if guessed else None,
         tokens_per_step=(tokens - len(prompts)) / steps,
         bytes_up_per_token=counted["bytes_up"] / tokens,
+        answers=len(rounds) * len(prompts),
+        equal_answers=sum(a == b for r in rounds for a, b in zip(r.answers, first, strict=True)),
     )
 
 
@@ -124,7 +132,8 @@ async def run(options: argparse.Namespace) -> list[Record]:
 
     prompts = chat_prompts(options.model, options.prompts)
     plans = [("none", 0), *((method, k) for method in ("ngram", "draft_model") for k in options.k), ("none", 0)]
-    records, answers = [], None
+    records: list[Record] = []
+    first: list[list[int]] = []
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "attestor"
         package = seal(options.model, options.adapter, state)
@@ -150,59 +159,69 @@ async def run(options: argparse.Namespace) -> list[Record]:
                     rounds = [
                         await measure(engine, prompts, concurrency, options.max_tokens) for _ in range(options.rounds)
                     ]
-                    answers = answers or rounds[0].answers
-                    same = sum(a == b for r in rounds for a, b in zip(r.answers, answers, strict=True))
-                    records.append(record(method, k, concurrency, rounds, prompts))
-                    total = len(prompts) * options.rounds
-                    say(f"{method}, k = {k}: {line(records[-1])}; {same} of {total} answers as the first run's")
+                    first = first or rounds[0].answers
+                    records.append(record(method, k, concurrency, rounds, prompts, first))
+                    say(line(records[-1]))
     return records
 
 
+HEADER = (
+    f"{'method':<12}{'k':>3}{'conc.':>6}{'tok/s':>9}{'range':>15}{'acceptance':>12}{'tokens/step':>13}{'up/token':>11}"
+    f"{'equal answers':>15}"
+)
+
+
 def line(r: Record) -> str:
-    acceptance = "   -" if r.acceptance is None else f"{r.acceptance:4.0%}"
+    acceptance = "-" if r.acceptance is None else f"{r.acceptance:.0%}"
+    spread = f"{r.tokens_per_s_min:.1f} to {r.tokens_per_s_max:.1f}"
     return (
-        f"{r.method:<12}{r.k:>3}{r.concurrency:>6}{r.tokens_per_s:>9.1f}{acceptance:>12}{r.tokens_per_step:>13.2f}"
-        f"{r.bytes_up_per_token / 1e6:>10.2f} MB"
+        f"{r.method:<12}{r.k:>3}{r.concurrency:>6}{r.tokens_per_s:>9.1f}{spread:>15}{acceptance:>12}"
+        f"{r.tokens_per_step:>13.2f}{r.bytes_up_per_token / 1e6:>8.2f} MB{f'{r.equal_answers}/{r.answers}':>15}"
     )
 
 
 def draw(records: list[Record], machine: str, path: Path) -> None:
-    """Speed and acceptance against k, at the first concurrency."""
+    """Speed against k at each concurrency, and acceptance, which does not depend on it."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (speed, share) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    first = [r for r in records if r.concurrency == records[0].concurrency]
-    base = statistics.mean(r.tokens_per_s for r in first if r.method == "none")
-    speed.axhline(base, color="grey", linestyle="--", label=METHODS["none"])
+    counts = sorted({r.concurrency for r in records})
+    figure, panels = plt.subplots(1, len(counts) + 1, figsize=(4.5 * (len(counts) + 1), 4), layout="constrained")
+    for axes, count in zip(panels, counts, strict=False):
+        chosen = [r for r in records if r.concurrency == count]
+        without = statistics.mean(r.tokens_per_s for r in chosen if r.method == "none")
+        axes.axhline(without, color="grey", linestyle="--", label=METHODS["none"])
+        for method in ("ngram", "draft_model"):
+            points = [r for r in chosen if r.method == method]
+            axes.plot([r.k for r in points], [r.tokens_per_s for r in points], marker="o", label=METHODS[method])
+        axes.set_ylabel(f"generated tokens per second, {count} concurrent")
     for method in ("ngram", "draft_model"):
-        points = [r for r in first if r.method == method]
-        speed.plot([r.k for r in points], [r.tokens_per_s for r in points], marker="o", label=METHODS[method])
-        share.plot([r.k for r in points], [r.acceptance or 0 for r in points], marker="o", label=METHODS[method])
-    for axes, label in ((speed, "generated tokens per second"), (share, "guesses accepted")):
+        points = [r for r in records if (r.method, r.concurrency) == (method, counts[0])]
+        panels[-1].plot([r.k for r in points], [r.acceptance or 0 for r in points], marker="o", label=METHODS[method])
+    panels[-1].set_ylabel("share of the guesses that were accepted")
+    for axes in panels:
         axes.set_xlabel("k, tokens guessed ahead")
-        axes.set_ylabel(label)
-        axes.set_xticks(sorted({r.k for r in first if r.k}))
+        axes.set_xticks(sorted({r.k for r in records if r.k}))
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)
     figure.suptitle(machine, fontsize=9)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the records here")
+    parser.add_argument("--json", type=Path, help="write the records here, and the table beside it")
     parser.add_argument("--picture", type=Path, help="draw them into this PNG or SVG file")
     parser.add_argument("--quick", action="store_true", help="one k, few prompts: shows that it runs, not how fast")
     parser.add_argument("--model", type=Path, help="folder of the base model (default: the demo model)")
     parser.add_argument("--adapter", type=Path, default=ROOT / "examples" / "demo_adapter" / "adapter")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 3, 5])
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=64)
     options = parser.parse_args()
     for name, value in OFFLINE.items():
@@ -216,13 +235,14 @@ def main() -> None:
     machine = f"{processor()}, {os.cpu_count()} processors, {options.dtype}, {options.model.name}, demo adapter"
     say(machine)
     records = asyncio.run(run(options))
-    print(machine)
-    print(f"{'method':<12}{'k':>3}{'conc.':>6}{'tok/s':>9}{'acceptance':>12}{'tokens/step':>13}{'up/token':>13}")
-    for r in records:
-        print(line(r))
+    size = {name: getattr(options, name) for name in ("prompts", "rounds", "max_tokens")}
+    sizes = " ".join(f"{name}={value}" for name, value in size.items())
+    table = "\n".join([machine, sizes, "", HEADER, *(line(r) for r in records)])
+    print(table)
     if options.json:
-        content = {"machine": machine, "records": [asdict(r) for r in records]}
+        content = {"machine": machine, "options": size, "records": [asdict(r) for r in records]}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
+        options.json.with_suffix(".txt").write_text(table + "\n")
     if options.picture:
         draw(records, machine, options.picture)
 
