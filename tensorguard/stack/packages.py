@@ -8,7 +8,6 @@ from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import ConfigurationError, NotFoundError
 from tensorguard.package.base_model import check_base_model_folder
 from tensorguard.package.publishers import known_publishers
-from tensorguard.package.reader import open_manifest
 from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.stack.services import PackagedAdapter
 
@@ -26,6 +25,9 @@ def find_adapter(
     Raises ConfigurationError (missing file or key, wrong name), PackageError (not what was signed),
     BaseModelMismatchError.
     """
+    # Not above: vLLM's processes import this module with their configuration, and do not start where numba is loaded.
+    from tensorguard.package.reader import open_manifest
+
     if not package.is_file():
         raise ConfigurationError(f"there is no package {package}")
     state = attestor_state.expanduser().resolve()

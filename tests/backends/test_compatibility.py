@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -70,3 +71,13 @@ async def test_the_engine_refuses_before_it_reads_the_model(monkeypatch: pytest.
     monkeypatch.setattr(compatibility, "NEXT_VERSION", (0, 32))
     with pytest.raises(ConfigurationError, match="is not supported"):
         await EngineCore.start(EngineOptions(model=str(tmp_path)))
+
+
+@pytest.mark.parametrize("module", ["tensorguard.backends.vllm", "services.inference.__main__"])
+def test_vllms_processes_load_no_numba_with_the_configuration(module: str) -> None:
+    """A process of vLLM imports the program's main module and what the configuration is made of. vLLM then looks into
+    everything that is loaded, and stumbles over an object of llvmlite."""
+    root = Path(__file__).resolve().parents[2]
+    code = f"import {module}, sys; print('llvmlite' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert result.stdout.splitlines()[-1] == "False"
