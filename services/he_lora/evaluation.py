@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 
 import structlog
 
@@ -99,7 +98,7 @@ class Evaluation:
             log.warning("evaluations refused in this session", requests=dict(session.refused))
 
     def _count(self, session: Session, counts: frames.OperationCounts, received: int, sent: int) -> None:
-        operations = asdict(counts)
+        operations = counts._asdict()
         session.operations.update(operations)
         for name, amount in operations.items():
             HE_OPERATIONS[name].inc(amount)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -67,12 +68,13 @@ class EvaluationRequest:
     """Where the arrays lay; the answer may be put there."""
 
 
-@dataclass(frozen=True, slots=True)
-class OperationCounts:
+class OperationCounts(NamedTuple):
     """What one evaluation did, in the order of the wire.
 
     The last three are 0 by construction: the evaluator has no such operation and no message could carry a key for
     one. They are on the wire because users ask, and a response in which one is not 0 is refused.
+
+    A tuple, because both sides read it all in every call, and `dataclasses.asdict` makes deep copies.
     """
 
     ntt: int = 0
@@ -85,7 +87,7 @@ class OperationCounts:
     evaluation_key_bytes: int = 0
 
 
-OPERATIONS = tuple(field.name for field in fields(OperationCounts))
+OPERATIONS = OperationCounts._fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def write_response(response: EvaluationResponse, slot: Slot | None = None) -> by
         lambda kind, padding: (
             *(VERSION, kind, padding, 0, len(response.c1), c0.shape[0], c0.shape[1]),
             *(response.request_id, response.evaluate_ns),
-            *astuple(response.counts),
+            *response.counts,
         ),
         (_RESPONSE, _RESPONSE_REFERENCE),
         (pack(response.c1), c0),

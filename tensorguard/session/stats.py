@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from tensorguard.session.frames import OperationCounts
 
@@ -46,7 +46,7 @@ class SessionStats:
 
     def count(self, operations: OperationCounts) -> None:
         """Add one evaluation's operations."""
-        self.add(**asdict(operations))
+        self.add(**operations._asdict())
 
     def snapshot(self) -> dict[str, float]:
         """The totals as a plain mapping."""

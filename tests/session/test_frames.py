@@ -378,7 +378,7 @@ def test_another_alignment_is_the_same_frame(padding: int) -> None:
 
 @pytest.mark.parametrize("name", ["rotations", "key_switches", "evaluation_key_bytes"])
 def test_a_peer_that_rotates_is_refused(name: str) -> None:
-    counts = dataclasses.replace(frames.OperationCounts(1, 2, 3, 4, 5), **{name: 1})
+    counts = frames.OperationCounts(1, 2, 3, 4, 5)._replace(**{name: 1})
     with pytest.raises(InvalidInputError, match="this protocol has none"):
         frames.read_response(frames.write_response(make_response(counts=counts)), PARAMETERS)
 
