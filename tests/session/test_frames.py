@@ -248,7 +248,7 @@ def test_damaged_headers_are_refused_or_are_other_frames_of_the_same_size(data: 
             [
                 (SMALL_REQUEST, 36, frames.read_request, frames.write_request),
                 (SMALL_RESPONSE, 64, frames.read_response, frames.write_response),
-                (FAILURE, 16, frames.read_response, lambda failure: frames.write_failure(failure.request_id)),
+                (FAILURE, 16, frames.read_response, lambda found: frames.write_failure(found.request_id, found.code)),
             ]
         )
     )
