@@ -8,11 +8,12 @@ requests fail at once instead of keeping the whole batch waiting.
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
+import structlog
 
 from tensorguard.backends.vllm.config import AdapterConnection, WorkerSettings
 from tensorguard.backends.vllm.hooks import PendingDelta
@@ -30,8 +31,11 @@ from tensorguard.evidence.platform import Platform
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
 from tensorguard.evidence.workload import Workload
 from tensorguard.models.identity import BaseModelIdentity, base_model_identity
+from tensorguard.observability.logging import frames_of
 from tensorguard.package.base_model import check_base_model
 from tensorguard.session.client import AttachedAdapter, CoprocessorSession, SessionOptions
+
+log = structlog.get_logger(__name__)
 
 CHECK_SECONDS = 0.5
 
@@ -54,9 +58,12 @@ class SessionKeeper:
 
     def _run(self) -> None:
         while not self._stop.wait(CHECK_SECONDS):
-            # A failed attempt is logged by the session, which also spaces attempts out.
-            with suppress(DeltaUnavailableError):
+            try:
                 self.session.ensure_open()
+            except DeltaUnavailableError:
+                pass  # logged by the session, which also spaces attempts out
+            except Exception as error:  # the thread must live: without it the adapter would be gone for good
+                log.error("session_keeper_failed", error_type=type(error).__name__, frames=frames_of(error))
 
 
 @dataclass(frozen=True, slots=True)
