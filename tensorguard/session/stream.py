@@ -141,9 +141,11 @@ class EvaluationStream:
         try:
             for message in self._call:
                 with self._lock:
-                    reply = self._pending.get(frames.answered_request(message))
+                    # The oldest: answers come in order, and one that names another request would be read as its answer.
+                    due = next(iter(self._pending), None)
+                    reply = None if due is None or frames.answered_request(message) != due else self._pending[due]
                 if reply is None:
-                    cause = UnavailableError("the coprocessor answered a request that was not asked")
+                    cause = UnavailableError("the coprocessor answered another request than the one that is due")
                     break
                 response = frames.read_response(message, self._parameters, reply.slot)
                 self.bytes_received += frames.carried_bytes(message, self._parameters)

@@ -661,6 +661,22 @@ def test_refusal_fails_only_its_request(world: World, cheat: tuple[Cheat, Server
         check_delta(world, session, activations(1), 0, "qkv")
 
 
+def test_an_answer_under_the_next_requests_id_is_refused(world: World, cheat: tuple[Cheat, Server]) -> None:
+    """Under the same key it would decrypt, to another request's values."""
+    servicer, server = cheat
+    sent = threading.Event()
+
+    def renamed(response: frames.EvaluationResponse) -> bytes:
+        assert sent.wait(10)
+        return with_arrays(response, request_id=response.request_id + 1)
+
+    servicer.change = renamed
+    with session_with(world, server.address) as session:
+        first, second = (session.begin(ADAPTER, 0, "qkv", activations(1, seed)) for seed in range(2))
+        sent.set()
+        assert fails(second) and fails(first) and not session.healthy
+
+
 def test_a_stream_that_is_reset_fails_what_is_in_flight_and_opens_again(
     world: World, cheat: tuple[Cheat, Server]
 ) -> None:
