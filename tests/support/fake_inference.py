@@ -8,7 +8,13 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from tensorguard.errors import AuthenticationError, DeltaUnavailableError, UnavailableError
+from tensorguard.errors import (
+    AuthenticationError,
+    BudgetExhaustedError,
+    DeltaUnavailableError,
+    LeaseExpiredError,
+    UnavailableError,
+)
 from tensorguard.rpc.authorisation import PUBLIC, Rule
 from tensorguard.rpc.generated.tensafe.inference.v1 import inference_pb2
 from tensorguard.rpc.server import ServerOptions, Service, build_async_server
@@ -46,6 +52,12 @@ class FakeInference:
         adapter = inference_pb2.AdapterStatus(name="adapter", coprocessor_evidence_kind=self.coprocessor_evidence)
         return inference_pb2.GetStatusResponse(version="test", evidence_kind=self.evidence, adapters=[adapter])
 
+    async def AttachAdapter(self, request: Any, context: Any) -> inference_pb2.AttachAdapterResponse:  # noqa: N802
+        raise AssertionError("a gateway changes no adapters")
+
+    async def DetachAdapter(self, request: Any, context: Any) -> inference_pb2.DetachAdapterResponse:  # noqa: N802
+        raise AssertionError("a gateway changes no adapters")
+
     async def Complete(  # noqa: N802
         self, request: inference_pb2.CompleteRequest, context: Any
     ) -> AsyncIterator[inference_pb2.CompleteResponse]:
@@ -57,6 +69,10 @@ class FakeInference:
             raise UnavailableError("the engine is starting")
         if model == "delta":
             raise DeltaUnavailableError("the adapter cannot be computed now")
+        if model == "lease":
+            raise LeaseExpiredError("the lease is over")
+        if model == "budget":
+            raise BudgetExhaustedError("the budget is spent")
         if model == "defect":
             raise RuntimeError("a secret detail")
         if model == "refuses-gateway":

@@ -119,13 +119,23 @@ async def test_upstream_refusals_keep_their_status_and_body(start: Start) -> Non
         assert "max_tokens is too large" in refused.value.message
 
 
-@pytest.mark.parametrize(("model", "status"), [("unavailable", 503), ("delta", 503), ("half", 503), ("no-head", 500)])
-async def test_upstream_failures(start: Start, model: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("model", "status", "code", "retry_after"),
+    [
+        ("unavailable", 503, "unavailable", "2"),
+        ("delta", 503, "delta_unavailable", "2"),
+        ("half", 503, "delta_unavailable", "2"),
+        ("lease", 503, "lease_expired", "30"),
+        ("budget", 429, "budget_exhausted", None),
+        ("no-head", 500, "internal", None),
+    ],
+)
+async def test_upstream_failures(start: Start, model: str, status: int, code: str, retry_after: str | None) -> None:
     async with start() as site, client_of(site) as client:
-        with pytest.raises(openai.InternalServerError) as failed:
+        with pytest.raises(openai.APIStatusError) as failed:
             await client.chat.completions.create(model=model, messages=HELLO)
-        assert failed.value.status_code == status
-        assert ("retry-after" in failed.value.response.headers) == (status == 503)
+        assert (failed.value.status_code, failed.value.code) == (status, code)
+        assert failed.value.response.headers.get("retry-after") == retry_after
 
 
 async def test_a_defect_upstream_tells_nothing(start: Start) -> None:
