@@ -111,7 +111,7 @@ def test_a_peer_that_computes_for_long_is_waited_for(channel: grpc.Channel, work
 
 def test_pings_are_not_taken_for_a_flood(channel: grpc.Channel) -> None:
     outgoing, answers = open_stream(channel)
-    time.sleep(3 * SILENCE)
+    time.sleep(7 * SILENCE)  # gRPC forgives the first ones
     outgoing.put(pb.EvaluateRequest(frame=b"x"))
     next(answers)
 
