@@ -191,7 +191,7 @@ class Played:
 
 @pytest.fixture(autouse=True)
 def no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "exit_with_parent", lambda: None)
+    monkeypatch.setattr(failures, "end_with_parent", lambda: None)
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:

@@ -22,7 +22,7 @@ import structlog
 
 from tensorguard.backends.vllm.config import AdapterConnection, TenSafeVLLMConfig
 from tensorguard.backends.vllm.core import EngineCore
-from tensorguard.backends.vllm.signals import end_as_before, end_in_order
+from tensorguard.backends.vllm.lifetime import end_as_before, end_in_order
 from tensorguard.backends.vllm.sources import AdapterSources
 from tensorguard.errors import (
     AbortedError,

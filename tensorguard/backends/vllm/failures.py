@@ -25,7 +25,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from tensorguard.backends.vllm.lifetime import exit_with_parent
+from tensorguard.backends.vllm.lifetime import end_with_parent
 from tensorguard.errors import BudgetExhaustedError, DeltaUnavailableError, LeaseExpiredError, TenSafeError
 
 DELTA_UNAVAILABLE = DeltaUnavailableError.reason
@@ -97,7 +97,7 @@ class FailClosedScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        exit_with_parent()
+        end_with_parent()
         self._in_step: frozenset[str] = frozenset()
         self._left_behind: dict[str, set[int]] = {}
         """KV blocks of requests that ended while the step that writes them was running."""

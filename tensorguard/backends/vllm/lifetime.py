@@ -1,27 +1,52 @@
-"""An engine process ends with the process that started it, however that one ended."""
+"""Nothing stays behind: processes end in order when they are told to, and with the process that started them."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
+from types import FrameType
+from typing import NoReturn
 
 _watching = threading.Lock()
 
 
-def exit_with_parent(interval: float = 1.0) -> None:
-    """Watch the parent process from a daemon thread and exit when it is gone. Calling again does nothing.
+def end_in_order() -> None:
+    """Make SIGTERM leave contexts and run exit handlers, as Ctrl-C does anyway.
+
+    Only where the process has not said otherwise: a handler of the caller's (or of its event loop) stays. Without
+    effect outside the main thread, where Python has no say about signals.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _leave)
+
+
+def end_as_before() -> None:
+    """Undo `end_in_order`, unless somebody else has set a handler since."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _leave:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def end_with_parent(interval: float = 1.0) -> None:
+    """Exit when the process that started this one with `multiprocessing` is gone. Calling again does nothing.
 
     vLLM starts its processes as daemons of the caller, which ends them when the caller exits by itself, but
     not when it is killed.
     """
-    if not _watching.acquire(blocking=False):
+    parent = multiprocessing.parent_process()
+    if parent is None or not _watching.acquire(blocking=False):
         return
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent.pid:
             time.sleep(interval)
         os._exit(1)
 
-    threading.Thread(target=watch, name="exit-with-parent", daemon=True).start()
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)  # as a shell reports it

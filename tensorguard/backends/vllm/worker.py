@@ -28,7 +28,7 @@ from tensorguard.backends.vllm.connect import Connector
 from tensorguard.backends.vllm.failures import StepOutput
 from tensorguard.backends.vllm.hooks import ForwardPass
 from tensorguard.backends.vllm.install import Hooks, install_hooks
-from tensorguard.backends.vllm.lifetime import exit_with_parent
+from tensorguard.backends.vllm.lifetime import end_with_parent
 from tensorguard.backends.vllm.parallel import Ranks, SharedAttachments, share
 from tensorguard.backends.vllm.runners import watch
 from tensorguard.errors import TenSafeError
@@ -47,7 +47,7 @@ class HeLoraWorker(BaseWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        exit_with_parent()
+        end_with_parent()
         if not structlog.is_configured():  # a process of its own, where nobody did it yet
             configure_logging("engine", stream=sys.stderr)
         split_at_hooks(self.vllm_config.compilation_config)

@@ -1,4 +1,4 @@
-"""SIGTERM ends a process in order, unless the process has its own idea."""
+"""SIGTERM ends a process in order, unless the process has its own idea; a child ends with its parent."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
-from tensorguard.backends.vllm.signals import end_as_before, end_in_order
+from tensorguard.backends.vllm.lifetime import end_as_before, end_in_order
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,7 @@ def test_other_threads_change_nothing() -> None:
 
 SCRIPT = """
 import asyncio, atexit, os, signal
-from tensorguard.backends.vllm.signals import end_in_order
+from tensorguard.backends.vllm.lifetime import end_in_order
 atexit.register(print, "exit handler", flush=True)
 async def main():
     end_in_order()
@@ -71,3 +73,27 @@ asyncio.run(main())
 def test_an_event_loop_is_left_as_with_ctrl_c() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "left\nexit handler\n"), done.stderr
+
+
+PARENT = """
+import multiprocessing, os, time
+from tensorguard.backends.vllm.lifetime import end_with_parent
+def child():
+    print(os.getpid(), flush=True)
+    time.sleep({delay})
+    end_with_parent(interval=0.05)
+    time.sleep(60)
+multiprocessing.get_context("fork").Process(target=child).start()
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 1.0], ids=["watching", "not watching yet"])
+def test_a_child_ends_with_a_parent_that_was_killed(delay: float) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT.format(delay=delay)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+        deadline = time.monotonic() + 20
+        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
