@@ -71,10 +71,14 @@ class Core:
         self.adapters: dict[str, ServedAdapter] = {}
         self.added: list[AdapterConnection] = []
         self.refuse: Exception | None = None
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+        self.go.set()
         self.stopped = 0
 
     async def add_adapter(self, connection: AdapterConnection) -> ServedAdapter:
         self.added.append(connection)
+        self.asked.set()
+        await self.go.wait()
         if self.refuse is not None:
             raise self.refuse
         replaced = self.adapters.get(connection.name)
@@ -264,6 +268,24 @@ async def test_a_refused_package_leaves_no_coprocessor(bench: Bench) -> None:
     with pytest.raises(PackageError):
         await engine.add_adapter(bench.package("blue"))
     assert bench.services[0].removed == [digest("blue")]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_an_addition_is_finished_without_the_caller_that_asked_for_it(bench: Bench, refused: bool) -> None:
+    engine = bench.engine(adapters=(bench.package("red"),))
+    core: Any = await engine.start()
+    core.refuse = PackageError("another base model") if refused else None
+    core.asked.clear()
+    core.go.clear()
+    adding = asyncio.create_task(engine.add_adapter(bench.package("blue")))
+    await core.asked.wait()
+    adding.cancel()
+    await asyncio.wait([adding])
+    assert (adding.cancelled(), bench.services[0].removed) == (True, [])
+    core.go.set()
+    await asyncio.sleep(0.05)
+    assert ("blue" not in core.adapters) is refused
+    assert bench.services[0].removed == ([digest("blue")] if refused else [])
 
 
 async def test_the_same_release_is_not_served_twice(bench: Bench) -> None:

@@ -54,6 +54,7 @@ class TenSafeAsyncEngine:
         self._sources = AdapterSources(config)
         self._starting = asyncio.Lock()
         self._changing = asyncio.Lock()
+        self._additions: set[asyncio.Task[str]] = set()
 
     async def start(self) -> EngineCore:
         """Start whatever is not running yet. vLLM's start blocks the event loop while the model loads.
@@ -157,14 +158,11 @@ class TenSafeAsyncEngine:
             raise ConfigurationError("this engine was started without private adapters; set enable_he_lora=True")
         if isinstance(adapter, AdapterConnection):
             return await self._add_given(core, adapter, name)
-        async with self._changing:
-            connection = await asyncio.to_thread(self._sources.add, adapter, name)
-            try:
-                return (await core.add_adapter(connection)).name
-            except BaseException:
-                assert connection.expected_digest is not None
-                await asyncio.to_thread(self._sources.release, connection.expected_digest)
-                raise
+        # Finished even if the caller is cancelled: a coprocessor that was started is either attached or stopped.
+        addition = asyncio.create_task(self._add_package(core, adapter, name))
+        self._additions.add(addition)
+        addition.add_done_callback(self._additions.discard)
+        return await asyncio.shield(addition)
 
     async def remove_adapter(self, name: str) -> None:
         """Serve an adapter no longer. Returns when its running requests have ended and its keys are destroyed.
@@ -235,6 +233,16 @@ class TenSafeAsyncEngine:
             # Embedded services may simulate evidence, others may not.
             connection = connection.model_copy(update={"require_attestation": True})
         return (await core.add_adapter(connection)).name
+
+    async def _add_package(self, core: EngineCore, package: Path | str, name: str | None) -> str:
+        async with self._changing:
+            connection = await asyncio.to_thread(self._sources.add, package, name)
+            try:
+                return (await core.add_adapter(connection)).name
+            except BaseException:
+                assert connection.expected_digest is not None
+                await asyncio.to_thread(self._sources.release, connection.expected_digest)
+                raise
 
     async def _release(self, adapter: ServedAdapter) -> None:
         """Stop the coprocessor of an adapter that has been detached, if it is one of ours."""
