@@ -14,6 +14,7 @@ import pytest
 from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.executor import ray_utils
 
 from tensorguard.backends.vllm.compiled import split_at_hooks
 from tensorguard.backends.vllm.config import WorkerSettings
@@ -97,6 +98,16 @@ async def test_modes_become_vllms_configuration(model: Path, configured: list[Vl
     assert config.compilation_config.mode != CompilationMode.NONE
     assert config.compilation_config.cudagraph_mode in (CUDAGraphMode.PIECEWISE, CUDAGraphMode.NONE)
     split_at_hooks(config.compilation_config)
+
+
+async def test_all_ranks_are_processes_of_this_machine(
+    model: Path, configured: list[VllmConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_utils, "ray_is_available", lambda: True)
+    await start(model, tensor_parallel_size=2)
+    parallel = configured[0].parallel_config
+    assert (parallel.tensor_parallel_size, parallel.world_size) == (2, 2)
+    assert parallel.distributed_executor_backend == "mp"
 
 
 @pytest.mark.parametrize("method", ["ngram", "draft_model"])

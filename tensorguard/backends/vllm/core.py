@@ -225,6 +225,8 @@ def engine_arguments(options: EngineOptions, model_path: Path) -> dict[str, Any]
         "disable_log_stats": True,
     }
     optional = {
+        # Processes of this machine, which its evidence covers; never those of others in a Ray cluster.
+        "distributed_executor_backend": "mp" if options.tensor_parallel_size > 1 else None,
         "quantization": options.quantization,
         "max_model_len": options.max_model_len,
         "max_num_seqs": options.max_num_seqs,
