@@ -9,9 +9,9 @@ Everything goes through the CPU group of vLLM's tensor-parallel ranks: z is decr
 come there to be encrypted. Its waits sleep; vLLM's shared-memory collectives spin, which takes the coprocessor's time
 where both share a machine.
 
-The inputs of o and down are spread over the ranks. They are gathered on rank 0 and encrypted there, rather than
-encrypted in parts whose products are summed: as many ciphertexts as there are ranks, each mostly empty, would have to
-be encrypted, sent and evaluated, and every rank would need the secret key (docs/vllm.md has the measurement).
+The inputs of o and down are spread over the ranks. They are gathered on rank 0 and encrypted there. Every rank could
+encrypt its own part, which for single tokens takes longer, and would need an identity, a session and a key of its own
+(docs/vllm.md has the measurement).
 """
 
 from __future__ import annotations
