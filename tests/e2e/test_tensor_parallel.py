@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from tests.support.tiny_llama import write_tiny_llama
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(540), pytest.mark.asyncio(loop_scope="module")]
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TOKENS = 12
+TOKENS, MANY = 12, 1500
 PROMPTS = [[5, 17, 40, 33], [int(n) % 90 + 1 for n in range(0, 300, 2)], [70, 3, 3, 9, 21]]
 
 
@@ -59,6 +61,8 @@ async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engi
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options = EngineOptions(model=str(model), dtype="float32", tensor_parallel_size=2, kv_cache_gib=0.1)
     with private_adapters(folder, model, adapters) as private:
+        # Python's own helper, which stays until this process ends.
+        resource_tracker.ensure_running()
         before = set(psutil.Process().children(recursive=True))
         core = await EngineCore.start(
             options,
@@ -85,6 +89,23 @@ async def assert_equal(engine: Engine, *adapters: str | None) -> None:
     assert len({tuple(answer) for answer in answers}) == len(answers), "an adapter changed nothing"
 
 
+async def stream(core: Any, adapter: str, prompt: list[int], tokens: list[int], started: asyncio.Event) -> None:
+    """Append the tokens of a long answer as they arrive."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    sampling = SamplingParams(max_tokens=MANY, temperature=0.0, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+    async for output in core.route(adapter).generate({"prompt_token_ids": prompt}, sampling, "streamed"):
+        tokens += output.outputs[0].token_ids
+        started.set()
+
+
+async def once_it_is_back(core: Any, adapter: str, prompt: list[int]) -> list[int]:
+    while True:
+        with contextlib.suppress(DeltaUnavailableError):
+            return await greedy(core, adapter, prompt, TOKENS)
+        await asyncio.sleep(0.2)
+
+
 async def test_mixed_answers_equal_plaintext_peft(engine: Engine) -> None:
     await assert_equal(engine, None, "red", "blue")
 
@@ -106,15 +127,25 @@ async def test_an_adapter_comes_and_goes_on_all_ranks(engine: Engine) -> None:
         engine.core.route("late")
 
 
-async def test_without_a_coprocessor_adapted_requests_fail_and_others_go_on(engine: Engine) -> None:
-    expected = await asyncio.to_thread(engine.expected, None)
-    engine.private.coprocessor.server.stop(0)
+async def test_a_missing_delta_ends_its_requests_on_all_ranks_and_the_next_ones_find_it_again(engine: Engine) -> None:
+    expected = {name: await asyncio.to_thread(engine.expected, name) for name in (None, "red")}
+    tokens: list[int] = []
+    started = asyncio.Event()
+    adapted = asyncio.create_task(stream(engine.core, "red", PROMPTS[1], tokens, started))
+    await asyncio.wait_for(started.wait(), 60)
     base = asyncio.create_task(greedy(engine.core, None, PROMPTS[0], TOKENS))
-    for adapter in ("red", "blue", "red"):
-        with pytest.raises(DeltaUnavailableError):
-            await greedy(engine.core, adapter, PROMPTS[1], TOKENS)
-    assert await base == expected[0].token_ids
-    assert await greedy(engine.core, None, PROMPTS[1], TOKENS) == expected[1].token_ids
+    await asyncio.to_thread(engine.private.stop)
+    with pytest.raises(DeltaUnavailableError):
+        await adapted
+    shared = min(len(tokens), TOKENS)
+    assert 0 < len(tokens) < MANY and tokens[:shared] == expected["red"][1].token_ids[:shared]
+    assert await base == expected[None][0].token_ids
+    with pytest.raises(DeltaUnavailableError):
+        await greedy(engine.core, "blue", PROMPTS[1], TOKENS)
+    assert await greedy(engine.core, None, PROMPTS[1], TOKENS) == expected[None][1].token_ids
+    await asyncio.to_thread(engine.private.start_again)
+    async with asyncio.timeout(60):
+        assert await once_it_is_back(engine.core, "red", PROMPTS[1]) == expected["red"][1].token_ids
 
 
 async def test_a_rank_that_dies_takes_the_engine_and_every_process_along(engine: Engine) -> None:

@@ -14,18 +14,27 @@ from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.evidence.development import initialise_development_state
 from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
-from tests.support.coprocessor import running_attestor
-
-TENANT = "tenant"
+from tests.support.coprocessor import TENANT, running_attestor, start_coprocessor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PrivateAdapters:
     """What `EngineCore.start` needs to know of running services."""
 
     connections: tuple[AdapterConnection, ...]
     simulated_root_key: Path
+    settings: HeLoraSettings
     coprocessor: Coprocessor
+
+    def stop(self) -> None:
+        """End the coprocessor, with its streams and sessions."""
+        self.coprocessor.server.stop(0)
+        self.coprocessor.close()
+
+    def start_again(self) -> None:
+        """Start a coprocessor at the address of the one that was stopped."""
+        self.coprocessor = build_coprocessor(self.settings)
+        self.coprocessor.start()
 
 
 @contextmanager
@@ -47,35 +56,24 @@ def private_adapters(folder: Path, model: Path, adapters: Mapping[str, Path]) ->
             key_registrar=registry.register,
         )
     with running_attestor(state) as attestor:
-        coprocessor = build_coprocessor(
-            HeLoraSettings(
-                packages=[folder / f"{name}.tssp" for name in adapters],
-                publisher_keys=[public],
-                tenant=TENANT,
-                attestor=attestor,
+        packages = [folder / f"{name}.tssp" for name in adapters]
+        settings, coprocessor = start_coprocessor(state, attestor, packages, [public])
+        address = coprocessor.server.address
+        connections = tuple(
+            AdapterConnection(
+                name=name,
+                coprocessor_endpoint=address,
+                attestor_endpoint=attestor,
                 attestor_thumbprint=state.attestor_thumbprint,
-                simulated_root_key=state.simulated_root_key,
-                listen="127.0.0.1:0",
-                _cli_parse_args=[],
+                tenant=TENANT,
+                publisher_keys=(public,),
             )
+            for name in adapters
         )
-        coprocessor.start()
+        private = PrivateAdapters(
+            connections, state.simulated_root_key, settings.model_copy(update={"listen": address}), coprocessor
+        )
         try:
-            yield PrivateAdapters(
-                tuple(
-                    AdapterConnection(
-                        name=name,
-                        coprocessor_endpoint=coprocessor.server.address,
-                        attestor_endpoint=attestor,
-                        attestor_thumbprint=state.attestor_thumbprint,
-                        tenant=TENANT,
-                        publisher_keys=(public,),
-                    )
-                    for name in adapters
-                ),
-                state.simulated_root_key,
-                coprocessor,
-            )
+            yield private
         finally:
-            coprocessor.server.stop(0)
-            coprocessor.close()
+            private.stop()
