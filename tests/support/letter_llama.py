@@ -19,10 +19,10 @@ def write_letter_llama(folder: Path, *, layers: int = 2, max_position: int = 204
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
+        hidden_size=128,
+        intermediate_size=256,
         num_hidden_layers=layers,
-        num_attention_heads=4,
+        num_attention_heads=4,  # of 32 channels, the fewest that vLLM's attention on a CPU takes
         num_key_value_heads=2,
         max_position_embeddings=max_position,
         bos_token_id=None,
