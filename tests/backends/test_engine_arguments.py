@@ -15,10 +15,13 @@ from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.executor import ray_utils
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from tensorguard.backends.vllm.compiled import split_at_hooks
 from tensorguard.backends.vllm.config import WorkerSettings
 from tensorguard.backends.vllm.core import EngineCore, engine_arguments
+from tensorguard.backends.vllm.executor import SleepingExecutor
 from tensorguard.backends.vllm.options import EngineOptions
 from tensorguard.errors import ConfigurationError, NotFoundError
 from tests.support.tiny_llama import write_tiny_llama
@@ -107,7 +110,21 @@ async def test_all_ranks_are_processes_of_this_machine(
     await start(model, tensor_parallel_size=2)
     parallel = configured[0].parallel_config
     assert (parallel.tensor_parallel_size, parallel.world_size) == (2, 2)
-    assert parallel.distributed_executor_backend == "mp"
+    assert issubclass(Executor.get_class(configured[0]), MultiprocExecutor)
+
+
+async def test_the_engine_sleeps_while_a_worker_computes(model: Path, configured: list[VllmConfig]) -> None:
+    await start(model)
+    assert Executor.get_class(configured[0]) is SleepingExecutor
+
+
+@pytest.mark.parametrize(("ranks", "executor"), [(1, None), (2, "mp")])
+def test_with_a_gpu_the_executor_is_vllms_own(
+    model: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, executor: str | None
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    arguments = engine_arguments(EngineOptions(model=str(model), tensor_parallel_size=ranks), model)
+    assert arguments.get("distributed_executor_backend") == executor
 
 
 @pytest.mark.parametrize("method", ["ngram", "draft_model"])

@@ -71,6 +71,9 @@ PARTS = (
         "CompilationConfig",
         ("mode", "splitting_ops", "static_forward_context", "cudagraph_mode", "use_inductor_graph_partition"),
     ),
+    # executor.py
+    Part("vllm.v1.executor.multiproc_executor", "MultiprocExecutor", ("_init_executor",)),
+    Part("vllm.distributed.device_communicators.shm_broadcast", "SpinCondition", ("wait",)),
     # parallel.py
     Part("vllm.distributed.parallel_state", "", ("get_tp_group",)),
 )

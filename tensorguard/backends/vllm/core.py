@@ -225,8 +225,7 @@ def engine_arguments(options: EngineOptions, model_path: Path) -> dict[str, Any]
         "disable_log_stats": True,
     }
     optional = {
-        # Processes of this machine, which its evidence covers; never those of others in a Ray cluster.
-        "distributed_executor_backend": "mp" if options.tensor_parallel_size > 1 else None,
+        "distributed_executor_backend": _executor(options),
         "quantization": options.quantization,
         "max_model_len": options.max_model_len,
         "max_num_seqs": options.max_num_seqs,
@@ -253,6 +252,15 @@ def _speculative_config(options: EngineOptions) -> dict[str, Any] | None:
         "num_speculative_tokens": options.num_speculative_tokens,
         **{name: value for name, value in given.items() if value is not None},
     }
+
+
+def _executor(options: EngineOptions) -> str | None:
+    """Ranks are processes of this machine, which its evidence covers; never those of others in a Ray cluster."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "tensorguard.backends.vllm.executor.SleepingExecutor"
+    return "mp" if options.tensor_parallel_size > 1 else None
 
 
 def _kv_cache_bytes(options: EngineOptions) -> int | None:
