@@ -103,10 +103,13 @@ def exclusive(spans: Iterable[Span]) -> dict[str, float]:
 
 def overlap(these: Iterable[Span], those: Iterable[Span]) -> float:
     """Milliseconds that are in spans of both. Spans of one kind do not overlap each other."""
-    others = list(those)
-    return (
-        sum(max(0, min(a.end, b.end) - max(a.start, b.start)) for a in these for b in others if b.start < a.end) / 1e6
-    )
+    ours, others = (sorted(spans, key=lambda span: span.start) for spans in (these, those))
+    total = first = second = 0
+    while first < len(ours) and second < len(others):
+        a, b = ours[first], others[second]
+        total += max(0, min(a.end, b.end) - max(a.start, b.start))
+        first, second = (first + 1, second) if a.end < b.end else (first, second + 1)
+    return total / 1e6
 
 
 def table(cases: dict[str, Sequence[Step]]) -> str:

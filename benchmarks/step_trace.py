@@ -97,11 +97,11 @@ def main() -> None:
         trace_file = Path(folder) / "coprocessor.json"
         host = serve_and_record(options, Path(folder) / "attestor", trace_file)
         coprocessor = [Span(*span) for span in json.loads(trace_file.read_text())]
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, "host": host, "coprocessor": coprocessor}) + "\n")
     cases = {name: steps(host, coprocessor, requests, requests * rows) for name, (requests, rows) in SHAPES.items()}
     tables = f"{machine}\n\n{table(cases)}"
     print(tables)
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "host": host, "coprocessor": coprocessor}) + "\n")
     if options.picture:
         draw(cases, machine, options.picture, layers)
         options.picture.with_suffix(".txt").write_text(tables + "\n")
