@@ -875,6 +875,29 @@ def test_lease_over(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             session.attach(ADAPTER)
 
 
+def test_a_session_outlives_a_lease_that_ended_and_a_budget_that_was_spent(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once its coprocessor has a new lease, or more tokens, nothing needs to be opened again."""
+    monkeypatch.setattr("services.he_lora.leases.LeaseKeeper.start", lambda self: None)
+    monkeypatch.setattr("services.he_lora.leases.LeaseKeeper.stop", lambda self: None)
+    with running_world(tmp_path) as world, session_with(world) as session:
+        (keeper,), link = world.coprocessor.keepers, session._link
+        meter = world.coprocessor.servicer._store.get(ADAPTER).meter
+        check_delta(world, session, activations(1), 0, "qkv")
+        meter.renewed(dataclasses.replace(meter.terms, tokens_granted=meter.used))
+        assert fails(session.begin(ADAPTER, 0, "qkv", activations(1)), error=BudgetExhaustedError)
+        keeper.step()
+        check_delta(world, session, activations(1), 0, "qkv")
+        meter.end()
+        assert fails(session.begin(ADAPTER, 0, "qkv", activations(1)), error=LeaseExpiredError)
+        keeper.step()
+        assert fails(session.begin(ADAPTER, 0, "qkv", activations(1)), error=LeaseExpiredError)
+        keeper.step()
+        check_delta(world, session, activations(1), 0, "qkv")
+        assert session._link is link
+
+
 # Nothing secret in the logs
 
 
