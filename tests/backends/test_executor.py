@@ -51,7 +51,7 @@ def test_waiting_for_a_step_takes_no_core(worker: MessageQueue, answers: Message
         begun, used_before = time.monotonic(), time.thread_time()
         assert answers.dequeue(timeout=30) == number
         used.append(time.thread_time() - used_before)
-        assert time.monotonic() - begun < STEP_SECONDS + 2.0, "the notification did not wake the engine"
+        assert time.monotonic() - begun < STEP_SECONDS + 4.0, "no notification: vLLM looks again after 5 s"
         step.join()
     assert max(used) < STEP_SECONDS / 5
 
