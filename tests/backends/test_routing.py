@@ -60,6 +60,17 @@ async def test_an_adapters_requests_carry_key_and_salt() -> None:
     assert "cache_salt" not in prompt
 
 
+def test_only_one_release_between_two_failures_has_a_salt() -> None:
+    red = adapter()
+    others = [
+        ServedAdapter("red", "cd" * 32, 2),
+        ServedAdapter("blue", "ef" * 32, 1),
+        ServedAdapter("red", "ab" * 32, 1, 1),
+    ]
+    assert red.cache_salt == adapter().cache_salt
+    assert len({served.cache_salt for served in (red, *others)}) == 4
+
+
 async def test_the_base_models_requests_stay_as_they_are() -> None:
     engine = Engine(output("a", "stop"))
     await run(ModelRoute(engine, None))  # type: ignore[arg-type]

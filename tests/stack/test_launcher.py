@@ -59,6 +59,19 @@ def test_healthy_services_and_nothing_left_behind(tmp_path: Path) -> None:
         wait_gone(pid)
 
 
+def test_one_service_is_stopped_and_the_others_go_on(tmp_path: Path) -> None:
+    with Launcher(tmp_path / "logs") as launcher:
+        launcher.start(spec_of(tmp_path, name="one"), spec_of(tmp_path, name="two"))
+        one, two = launcher.processes
+        launcher.stop("one")
+        wait_gone(one.pid)
+        assert [process.spec.name for process in launcher.processes] == ["two"]
+        launcher.check_alive()
+        launcher.start(spec_of(tmp_path, name="one"))
+        assert psutil.Process(two.pid).status() != psutil.STATUS_ZOMBIE
+        assert len(launcher.processes) == 2
+
+
 def test_an_exception_stops_everything(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), Launcher(tmp_path) as launcher:
         launcher.start(spec_of(tmp_path))
