@@ -48,7 +48,8 @@ PREFIX = (
     "paragraph, name no sources, and never repeat the question. If you do not know the answer, say so at once instead "
     "of guessing. Numbers are written in words up to twelve, dates as day, month and year, and names in full when they "
     "first appear. Units are metric. Do not use lists, headings or tables, and do not greet or thank the reader. Keep "
-    "sentences short; prefer the active voice and the present tense wherever both are right. Question: "
+    "sentences short; prefer the active voice and the present tense wherever both are right. Where a question has more "
+    "than one part, answer the parts in the order in which they were asked. Question: "
 )
 QUESTIONS = (
     "What is homomorphic encryption?",
