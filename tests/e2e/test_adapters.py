@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from services.he_lora.leases import LeaseKeeper
+from services.he_lora.metering import TokenMeter
 from services.he_lora.server import Coprocessor
 from tensorguard.backends.vllm.config import AdapterConnection
 from tensorguard.backends.vllm.options import EngineOptions
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import (
     BaseModelMismatchError,
+    BudgetExhaustedError,
     InvalidInputError,
+    LeaseExpiredError,
     NotFoundError,
     PackageError,
     TenSafeError,
@@ -285,3 +290,44 @@ async def test_removing_ends_after_the_requests_that_run(core: Any, world: World
     await until(closed)
     await core.add_adapter(world.connection(GREEN, 0))
     await world.expect(GREEN, PROMPTS[1], await Answer(core, GREEN, PROMPTS[1]))
+
+
+def spend(meter: TokenMeter) -> None:
+    meter.renewed(dataclasses.replace(meter.terms, tokens_granted=meter.used))
+
+
+@pytest.mark.parametrize(("refuse", "error"), [(TokenMeter.end, LeaseExpiredError), (spend, BudgetExhaustedError)])
+async def test_a_refusal_in_the_middle_ends_only_the_adapters_requests(
+    core: Any,
+    world: World,
+    refuse: Callable[[TokenMeter], None],
+    error: type[TenSafeError],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then the coprocessor gets a new lease, and the session, which never broke, serves on."""
+    sessions = [world.sessions(number) for number in (0, 1)]
+    ended = [Answer(core, GREEN, prompt, 800) for prompt in PROMPTS]
+    beside = [Answer(core, name, PROMPTS[0], 200) for name in (RED, None)]
+    await asyncio.gather(*(answer.started.wait() for answer in (*ended, *beside)))
+    monkeypatch.setattr(LeaseKeeper, "_renew", lambda self, adapter, more: False)
+    monkeypatch.setattr(LeaseKeeper, "_reopen", lambda self: 0.1)
+    refuse(world.coprocessors[0].servicer._store.get(GREEN).meter)
+    for answer, prompt in zip(ended, PROMPTS, strict=True):
+        with pytest.raises(error):
+            await answer
+        assert 0 < len(answer.tokens) < 800
+        await world.expect(GREEN, prompt, answer.tokens)
+    with pytest.raises(error):
+        await Answer(core, GREEN, PROMPTS[0])
+    await world.expect(RED_2, PROMPTS[0], await beside[0])
+    await world.expect(None, PROMPTS[0], await beside[1])
+    monkeypatch.undo()
+
+    async def served() -> bool:
+        with contextlib.suppress(error):
+            await world.expect(GREEN, PROMPTS[1], await Answer(core, GREEN, PROMPTS[1]))
+            return True
+        return False
+
+    await until(served)
+    assert [world.sessions(number) for number in (0, 1)] == sessions

@@ -40,13 +40,21 @@ class CoprocessorProcess:
 
     def start(self) -> None:
         """Start it and wait until it serves."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 self.spec.command, env={**os.environ, **self.spec.environment}, stdout=output, stderr=output, cwd=ROOT
             )
+
+    def wait(self) -> None:
+        """Until it serves."""
         deadline = time.monotonic() + START_SECONDS
         with HealthProbe(self.spec) as probe:
             while not probe.healthy():
+                assert self.process is not None
                 assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
                 time.sleep(0.1)
 
@@ -124,8 +132,10 @@ def coprocessor_processes(folder: Path, model: Path, adapters: Mapping[str, Path
             )
             process = CoprocessorProcess(connection, spec, fault, folder / f"{name}.log")
             stack.callback(end, process)
-            process.start()
+            process.launch()
             processes[name] = process
+        for process in processes.values():
+            process.wait()
         yield CoprocessorProcesses(state.simulated_root_key, processes)
 
 
