@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from services.he_lora.metering import TokenMeter
-from tensorguard.errors import DeltaUnavailableError
+from tensorguard.errors import BudgetExhaustedError
 from tensorguard.session.client import CoprocessorSession, SessionOptions
 from tests.support.coprocessor import ADAPTER, running_world
 
@@ -69,7 +69,7 @@ def test_the_attack_over_grpc_ends_at_the_budget(tmp_path: Path) -> None:
                 for x in np.random.default_rng(seed).normal(size=(25, 1, d_in)):
                     try:
                         logged.append((x[0], session.begin(adapter, 0, "o", x).wait()[0]))
-                    except DeltaUnavailableError:
+                    except BudgetExhaustedError:
                         break
         secret = world.delta(0, "o_proj", np.eye(d_in)).T
         u = adapter.basis[0, "o_proj"].astype(np.float64)
