@@ -102,7 +102,7 @@ class Appraiser:
             tls_key=request.tls_key,
         )
         checks = appraisal_of(self._policy, tenant=request.tenant, role=request.role, report_data=expected, now=now)
-        claims = self._verifiers[kind].verify(request.evidence)
+        claims = self._verifiers[kind].verify(request.evidence, at=now)
         checks.verify(claims)
         return issue_token(
             self._key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from tensorguard.evidence.claims import Claims, EvidenceKind, Role
@@ -25,5 +26,10 @@ class EvidenceVerifier(Protocol):
     def kind(self) -> EvidenceKind:
         """Kind of the evidence it verifies."""
 
-    def verify(self, evidence: bytes) -> Claims:
-        """Raises EvidenceRefusedError when the evidence is malformed or not authentic."""
+    def verify(self, evidence: bytes, endorsements: Sequence[bytes] = (), *, at: float) -> Claims:
+        """Check signatures and certificate chains as they stood at the Unix time `at`; nothing is ever fetched.
+
+        `endorsements` is what the platform's maker says about it (certificates, collateral, revocation lists), in any
+        order: one element is the content of one file. Raises EvidenceRefusedError when the evidence is malformed, not
+        authentic, or an endorsement that it needs is missing, of no use for it or out of its time.
+        """
