@@ -41,7 +41,7 @@ def appraisal_of(policy: Policy, *, tenant: str, role: Role, report_data: bytes,
         raise EvidenceRefusedError(
             f"policy {policy.id!r} has no measurements for role {role.value!r}", "role_not_allowed"
         )
-    exchange = [ExpectedReportData(report_data), Fresh(now), ExpectedRole(role)]
+    exchange: list[AppraisalCheck] = [ExpectedReportData(report_data), Fresh(now), ExpectedRole(role)]
     return evidence_appraisal(policy, exchange=exchange, measurements=rules.measurements)
 
 
