@@ -14,6 +14,7 @@ from tensorguard.evidence.appraisal import appraisal_of, require_evidence_kind
 from tensorguard.evidence.audit import AuditLog
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.ear import IssuedToken, issue_token
+from tensorguard.evidence.endorsements import EndorsementDirectory
 from tensorguard.evidence.identity import PublicIdentity
 from tensorguard.evidence.keys import AttestorKey
 from tensorguard.evidence.platform import EvidenceVerifier
@@ -22,6 +23,8 @@ from tensorguard.evidence.report_data import report_data
 from tensorguard.package.names import check_name
 
 MAX_EVIDENCE_BYTES = 64 * 1024
+MAX_ENDORSEMENTS = 16
+MAX_ENDORSEMENTS_BYTES = 128 * 1024
 MAX_TLS_KEY_BYTES = 1024
 
 
@@ -32,6 +35,7 @@ class AttestationRequest:
     nonce: bytes
     evidence_kind: str
     evidence: bytes
+    endorsements: tuple[bytes, ...]
     identity: PublicIdentity
     tls_key: bytes
     tenant: str
@@ -50,6 +54,7 @@ class Appraiser:
         nonces: NonceStore,
         audit: AuditLog,
         *,
+        endorsements: EndorsementDirectory | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Raises ConfigurationError when the policy names a kind of evidence without a verifier."""
@@ -64,6 +69,7 @@ class Appraiser:
         self._verifiers = verifiers
         self._nonces = nonces
         self._audit = audit
+        self._endorsements = endorsements if endorsements is not None else EndorsementDirectory(None)
         self._clock = clock
 
     def attest(self, request: AttestationRequest) -> IssuedToken:
@@ -102,7 +108,8 @@ class Appraiser:
             tls_key=request.tls_key,
         )
         checks = appraisal_of(self._policy, tenant=request.tenant, role=request.role, report_data=expected, now=now)
-        claims = self._verifiers[kind].verify(request.evidence, at=now)
+        endorsements = (*self._endorsements.of(kind), *request.endorsements)
+        claims = self._verifiers[kind].verify(request.evidence, endorsements, at=now)
         checks.verify(claims)
         return issue_token(
             self._key,
@@ -121,6 +128,8 @@ class Appraiser:
 def _check_bounds(request: AttestationRequest) -> None:
     if not 0 < len(request.evidence) <= MAX_EVIDENCE_BYTES:
         raise InvalidInputError(f"evidence must have 1 to {MAX_EVIDENCE_BYTES} bytes")
+    if len(request.endorsements) > MAX_ENDORSEMENTS or sum(map(len, request.endorsements)) > MAX_ENDORSEMENTS_BYTES:
+        raise InvalidInputError(f"at most {MAX_ENDORSEMENTS} endorsements with {MAX_ENDORSEMENTS_BYTES} bytes in all")
     if len(request.tls_key) > MAX_TLS_KEY_BYTES:
         raise InvalidInputError(f"a TLS key must have at most {MAX_TLS_KEY_BYTES} bytes")
     request.identity.validate()

@@ -16,11 +16,11 @@ from services.attestor.servicer import RULES, AttestorServicer
 from services.attestor.settings import AttestorSettings
 from tensorguard.evidence.audit import AuditLog
 from tensorguard.evidence.claims import EvidenceKind
+from tensorguard.evidence.endorsements import EndorsementDirectory
 from tensorguard.evidence.keys import AttestorKey
-from tensorguard.evidence.platform import EvidenceVerifier
 from tensorguard.evidence.policy import load_policy
-from tensorguard.evidence.simulated.verifier import SimulatedVerifier
 from tensorguard.evidence.state import AttestorState
+from tensorguard.evidence.verifiers import verifier_of
 from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2
 from tensorguard.rpc.server import Server, ServerOptions, Service, build_server
@@ -49,14 +49,15 @@ def build_attestor(settings: AttestorSettings, *, clock: Callable[[], float] = t
     """
     policy = load_policy(settings.policy_file)
     state = AttestorState.open(settings.state_dir)
-    verifiers: dict[EvidenceKind, EvidenceVerifier] = {}
-    if settings.simulated_root_public_key is not None:
-        verifiers[EvidenceKind.SIMULATED] = SimulatedVerifier.from_file(settings.simulated_root_public_key)
+    verifiers = {
+        kind: verifier_of(kind, simulated_root=settings.simulated_root_public_key) for kind in policy.evidence_kinds
+    }
+    endorsements = EndorsementDirectory(settings.endorsements_dir)
     key = AttestorKey.load_or_create(state.signing_key)
     audit = AuditLog(state.audit_log, key, clock=clock)
     try:
         nonces = NonceStore(life_seconds=settings.nonce_seconds, clock=clock)
-        appraiser = Appraiser(key, policy, verifiers, nonces, audit, clock=clock)
+        appraiser = Appraiser(key, policy, verifiers, nonces, audit, endorsements=endorsements, clock=clock)
         broker = KeyBroker(
             key,
             policy,

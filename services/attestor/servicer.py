@@ -63,6 +63,7 @@ class AttestorServicer:
                 nonce=request.nonce,
                 evidence_kind=request.evidence_kind,
                 evidence=request.evidence,
+                endorsements=tuple(request.endorsements),
                 identity=PublicIdentity(request.signing_key, request.hpke_key),
                 tls_key=request.tls_key,
                 tenant=request.tenant,

@@ -21,6 +21,9 @@ class AttestorSettings(BaseSettings):
     simulated_root_public_key: Path | None = Field(
         None, description="PEM Ed25519 key that signs simulated evidence; only for policies that name it"
     )
+    endorsements_dir: Path | None = Field(
+        None, description="directory of makers' certificates and collateral, one folder a kind; read, never fetched"
+    )
     nonce_seconds: int = Field(60, ge=5, le=600, description="how long a challenge can be answered")
     reflection: bool = Field(False, description="offer gRPC reflection (development)")
     plaintext_network: bool = Field(

@@ -102,7 +102,7 @@ class AttestorClient:
         """
         thumbprint = self.attestor_thumbprint
         nonce = self._call(self._stub.CreateNonce, attestor_pb2.CreateNonceRequest()).nonce
-        evidence = platform.collect(
+        collected = platform.collect(
             report_data(
                 nonce,
                 identity.public,
@@ -119,7 +119,8 @@ class AttestorClient:
             attestor_pb2.AttestRequest(
                 nonce=nonce,
                 evidence_kind=platform.kind.value,
-                evidence=evidence,
+                evidence=collected.evidence,
+                endorsements=collected.endorsements,
                 signing_key=identity.public.signing_key,
                 hpke_key=identity.public.hpke_key,
                 tls_key=tls_key,

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from tensorguard.evidence.claims import Claims, EvidenceKind, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a platform says about a workload, and what it has at hand of what its maker says about the platform."""
+
+    evidence: bytes
+    endorsements: tuple[bytes, ...] = ()
+    """As for `EvidenceVerifier.verify`. Not trusted for where they come from: whoever verifies verifies them, too."""
 
 
 class Platform(Protocol):
@@ -15,8 +25,11 @@ class Platform(Protocol):
     def kind(self) -> EvidenceKind:
         """Kind of the evidence it collects."""
 
-    def collect(self, report_data: bytes, role: Role) -> bytes:
-        """Evidence over 64 bytes of report data."""
+    def collect(self, report_data: bytes, role: Role) -> Evidence:
+        """Evidence over 64 bytes of report data.
+
+        Raises ConfigurationError where the machine is no such platform, UnavailableError where it is and fails.
+        """
 
 
 class EvidenceVerifier(Protocol):
@@ -30,6 +43,7 @@ class EvidenceVerifier(Protocol):
         """Check signatures and certificate chains as they stood at the Unix time `at`; nothing is ever fetched.
 
         `endorsements` is what the platform's maker says about it (certificates, collateral, revocation lists), in any
-        order: one element is the content of one file. Raises EvidenceRefusedError when the evidence is malformed, not
-        authentic, or an endorsement that it needs is missing, of no use for it or out of its time.
+        order: one element is the content of one file. Those of other platforms of the same kind are left aside.
+        Raises EvidenceRefusedError when the evidence is malformed, not authentic, or an endorsement that it needs is
+        missing, of no use for it or out of its time.
         """

@@ -20,9 +20,8 @@ DATA = bytes(range(64))
 
 @pytest.fixture
 def evidence(state: DevelopmentState) -> bytes:
-    return SimulatedPlatform(state.simulated_root_key, measurement=CODE, clock=lambda: 1000).collect(
-        DATA, Role.COPROCESSOR
-    )
+    platform = SimulatedPlatform(state.simulated_root_key, measurement=CODE, clock=lambda: 1000)
+    return platform.collect(DATA, Role.COPROCESSOR).evidence
 
 
 @pytest.fixture

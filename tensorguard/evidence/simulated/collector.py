@@ -13,6 +13,7 @@ from tensorguard.crypto.files import read_secret_file
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.measurement import code_measurement
+from tensorguard.evidence.platform import Evidence
 from tensorguard.evidence.simulated.document import SIGNING_DOMAIN, SimulatedDocument
 
 
@@ -44,7 +45,7 @@ class SimulatedPlatform:
         self._debug = debug
         self._clock = clock
 
-    def collect(self, report_data: bytes, role: Role) -> bytes:
+    def collect(self, report_data: bytes, role: Role) -> Evidence:
         """Evidence over 64 bytes of report data."""
         document = SimulatedDocument(
             kind="simulated",
@@ -55,4 +56,4 @@ class SimulatedPlatform:
             issued_at=int(self._clock()),
             debug=self._debug,
         ).to_bytes()
-        return document + self._key.sign(SIGNING_DOMAIN + document)
+        return Evidence(document + self._key.sign(SIGNING_DOMAIN + document))

@@ -140,7 +140,7 @@ def _claims(quote: Quote, verified: dict[str, Any], tcb_info: SignedDocument, qe
 
 def _platform_family(pck: x509.Certificate) -> str:
     try:
-        return dcap_qvl.parse_pck_extension_from_pem(to_pem(pck)).fmspc.hex()
+        return bytes(dcap_qvl.parse_pck_extension_from_pem(to_pem(pck)).fmspc).hex()
     except ValueError:
         raise EvidenceRefusedError("the PCK certificate does not name its platform family", "malformed") from None
 

@@ -53,7 +53,7 @@ def request(bench: Bench, identity: WorkloadIdentity, nonce: bytes, **changes: A
         **{
             "nonce": nonce,
             "evidence_kind": "simulated",
-            "evidence": platform.collect(data, bound["role"]),
+            "evidence": platform.collect(data, bound["role"]).evidence,
             "signing_key": identity.public.signing_key,
             "hpke_key": identity.public.hpke_key,
             "tenant": "tenant",

@@ -132,9 +132,10 @@ class AttestRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     PACKAGE_ID_FIELD_NUMBER: _builtins.int
+    ENDORSEMENTS_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
     evidence_kind: _builtins.str
-    """"simulated"; "tdx", "snp" and "nitro" are names of the hardware kinds."""
+    """"tdx", "snp", "nitro" or "simulated"."""
     evidence: _builtins.bytes
     signing_key: _builtins.bytes
     """Uncompressed SEC1 point of the workload's P-256 signing key."""
@@ -146,6 +147,10 @@ class AttestRequest(_message.Message):
     role: Global___Role.ValueType
     package_id: _builtins.str
     """Package id the evidence is bound to; empty for an inference host."""
+    @_builtins.property
+    def endorsements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """What the platform has at hand of its maker's certificates and collateral, one file each, in any order."""
+
     def __init__(
         self,
         *,
@@ -158,10 +163,11 @@ class AttestRequest(_message.Message):
         tenant: _builtins.str = ...,
         role: Global___Role.ValueType = ...,
         package_id: _builtins.str = ...,
+        endorsements: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "evidence_kind", b"evidence_kind", "hpke_key", b"hpke_key", "nonce", b"nonce", "package_id", b"package_id", "role", b"role", "signing_key", b"signing_key", "tenant", b"tenant", "tls_key", b"tls_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endorsements", b"endorsements", "evidence", b"evidence", "evidence_kind", b"evidence_kind", "hpke_key", b"hpke_key", "nonce", b"nonce", "package_id", b"package_id", "role", b"role", "signing_key", b"signing_key", "tenant", b"tenant", "tls_key", b"tls_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
