@@ -78,6 +78,23 @@ class ExpectedReportData:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpectedNonce:
+    """The evidence answers this challenge: in its own field where its kind has one, else as its report data.
+
+    Report data are the nonce then, filled up with zeros. Our own exchange binds more than a nonce (ExpectedReportData).
+    """
+
+    nonce: bytes
+
+    def verify(self, claims: Claims) -> None:
+        actual, expected = claims.nonce, self.nonce
+        if actual is None:
+            actual, expected = claims.report_data, self.nonce.ljust(len(claims.report_data), b"\0")
+        if not hmac.compare_digest(actual, expected):
+            raise EvidenceRefusedError("the evidence answers another challenge", "nonce_mismatch")
+
+
+@dataclass(frozen=True, slots=True)
 class Fresh:
     """The platform's own time, where it has one, is near the verifier's."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,21 @@ def read_report(report_data: bytes, *, provider: str, root: Path = REPORT_ROOT) 
     """
     if len(report_data) != REPORT_DATA_BYTES:
         raise InvalidInputError(f"report data have {REPORT_DATA_BYTES} bytes")
+    with _entry(root) as entry:
+        return _request(entry, report_data, provider)
+
+
+def find_provider(root: Path = REPORT_ROOT) -> str | None:
+    """The driver that answers requests on this machine, None where it offers no reports. Raises as `read_report`."""
+    if not root.is_dir():
+        return None
+    with _entry(root) as entry:
+        return _provider(entry)
+
+
+@contextlib.contextmanager
+def _entry(root: Path) -> Iterator[Path]:
+    """A request of our own, removed in the end."""
     if not root.is_dir():
         raise ConfigurationError(
             f"this machine offers no attestation reports: there is no {root}. In a confidential virtual machine with "
@@ -49,7 +65,7 @@ def read_report(report_data: bytes, *, provider: str, root: Path = REPORT_ROOT) 
             f"cannot ask for an attestation report below {root}: {error.strerror}; this takes the right to write there"
         ) from None
     try:
-        return _request(entry, report_data, provider)
+        yield entry
     except OSError as error:
         raise UnavailableError(
             f"the platform's security module did not answer: {error.strerror}; see the machine's kernel log "
@@ -60,8 +76,12 @@ def read_report(report_data: bytes, *, provider: str, root: Path = REPORT_ROOT) 
             entry.rmdir()
 
 
+def _provider(entry: Path) -> str:
+    return _read(entry / "provider").decode("ascii", "replace").strip()
+
+
 def _request(entry: Path, report_data: bytes, provider: str) -> TsmReport:
-    found = _read(entry / "provider").decode("ascii", "replace").strip()
+    found = _provider(entry)
     if found != provider:
         raise ConfigurationError(f"this machine's attestation reports come from {found!r}, not from {provider!r}")
     before = _generation(entry)

@@ -119,6 +119,11 @@ def parse_policy(text: bytes | str) -> Policy:
         raise PolicyError(f"the policy is refused: {problems}") from None
 
 
+def policy_json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a policy. Some rules between fields are only in the code: `tensafe policy lint`."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Policy.model_json_schema()}
+
+
 def load_policy(path: Path) -> Policy:
     """The policy in a file. Raises PolicyError."""
     try:

@@ -14,3 +14,16 @@ TDX_SECTION: dict[str, Any] = {
     "machines": "any",
 }
 """The strictest one without lists of machines."""
+
+
+def tdx_policy(registers: dict[str, str], **section: Any) -> dict[str, Any]:
+    """A policy for one coprocessor in a TDX trust domain with these registers."""
+    return {
+        "version": 1,
+        "id": "tdx-test",
+        "evidence_kinds": ["tdx"],
+        "tenants": ["tenant"],
+        "roles": {"coprocessor": {"measurements": [{"evidence_kind": "tdx", "values": registers}]}},
+        "lease": {"seconds": 60, "tokens_per_grant": 10, "tokens_per_release": 100},
+        "tdx": {**TDX_SECTION, **section},
+    }
