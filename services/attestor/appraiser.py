@@ -19,7 +19,7 @@ from tensorguard.evidence.identity import PublicIdentity
 from tensorguard.evidence.keys import AttestorKey
 from tensorguard.evidence.platform import EvidenceVerifier
 from tensorguard.evidence.policy import Policy
-from tensorguard.evidence.report_data import report_data
+from tensorguard.evidence.report_data import binding
 from tensorguard.package.names import check_name
 
 MAX_EVIDENCE_BYTES = 64 * 1024
@@ -98,7 +98,7 @@ class Appraiser:
             raise EvidenceRefusedError("this kind of evidence is not known", "evidence_kind_not_allowed") from None
         require_evidence_kind(self._policy, kind)
         now = self._clock()
-        expected = report_data(
+        expected = binding(
             request.nonce,
             request.identity,
             attestor_thumbprint=self._key.thumbprint,
@@ -107,7 +107,7 @@ class Appraiser:
             package_id=request.package_id,
             tls_key=request.tls_key,
         )
-        checks = appraisal_of(self._policy, tenant=request.tenant, role=request.role, report_data=expected, now=now)
+        checks = appraisal_of(self._policy, tenant=request.tenant, role=request.role, binding=expected, now=now)
         endorsements = (*self._endorsements.of(kind), *request.endorsements)
         claims = self._verifiers[kind].verify(request.evidence, endorsements, at=now)
         checks.verify(claims)

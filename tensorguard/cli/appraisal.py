@@ -45,8 +45,8 @@ class EvidenceFiles:
             at=parse_time(self.at),
             endorsements=read_endorsements(self.endorsements),
             role=self.role,
-            nonce=parse_hex("--nonce", self.nonce, 64) if self.nonce else None,
-            report_data=parse_hex("--report-data", self.report_data, 64) if self.report_data else None,
+            nonce=parse_hex("--nonce", self.nonce, 512) if self.nonce else None,
+            report_data=parse_hex("--report-data", self.report_data, 512) if self.report_data else None,
         )
 
     def appraise(self) -> tuple[OfflineRequest, OfflineResult]:

@@ -16,6 +16,7 @@ from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.platform import Evidence
 from tensorguard.evidence.platforms import platform_of, this_platform
+from tensorguard.evidence.report_data import Binding
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 REPORT_DATA_BYTES = 64
@@ -50,7 +51,7 @@ def attest(
     else:
         platform = this_platform(simulated_root_key=simulated_root_key)
     data = _report_data(nonce, report_data)
-    collected = platform.collect(data, role)
+    collected = platform.collect(_binding(data, nonce), role)
     files = _write(output, collected) if output is not None else []
     shown = {
         "kind": platform.kind.value,
@@ -85,6 +86,11 @@ def _report_data(nonce: str, report_data: str) -> bytes:
     if nonce:
         return parse_hex("--nonce", nonce, REPORT_DATA_BYTES).ljust(REPORT_DATA_BYTES, b"\0")
     return secrets.token_bytes(REPORT_DATA_BYTES)
+
+
+def _binding(data: bytes, nonce: str) -> Binding:
+    """Nobody holds a key here, so that evidence with a field for one leaves it empty."""
+    return Binding(data, parse_hex("--nonce", nonce, REPORT_DATA_BYTES) if nonce else b"", b"")
 
 
 def _write(folder: Path, collected: Evidence) -> list[Path]:

@@ -17,7 +17,9 @@ from tensorguard.evidence.checks import (
     NotDebuggable,
 )
 from tensorguard.evidence.claims import EvidenceKind, Role
+from tensorguard.evidence.nitro.checks import nitro_checks, nitro_exchange_checks
 from tensorguard.evidence.policy import MeasurementTuple, Policy
+from tensorguard.evidence.report_data import Binding
 from tensorguard.evidence.tdx.checks import tdx_checks
 
 
@@ -29,7 +31,7 @@ def require_evidence_kind(policy: Policy, kind: EvidenceKind) -> None:
         )
 
 
-def appraisal_of(policy: Policy, *, tenant: str, role: Role, report_data: bytes, now: float) -> AllOf:
+def appraisal_of(policy: Policy, *, tenant: str, role: Role, binding: Binding, now: float) -> AllOf:
     """The checks that `policy` asks of evidence for `tenant` and `role`.
 
     Raises EvidenceRefusedError when the policy has nothing for that tenant or role.
@@ -41,7 +43,13 @@ def appraisal_of(policy: Policy, *, tenant: str, role: Role, report_data: bytes,
         raise EvidenceRefusedError(
             f"policy {policy.id!r} has no measurements for role {role.value!r}", "role_not_allowed"
         )
-    exchange: list[AppraisalCheck] = [ExpectedReportData(report_data), Fresh(now), ExpectedRole(role)]
+    nitro = nitro_exchange_checks(binding.nonce, binding.public_key)
+    exchange: list[AppraisalCheck] = [
+        *(ForKind(EvidenceKind.NITRO, check) for check in nitro),
+        ExpectedReportData(binding.report_data),
+        Fresh(now),
+        ExpectedRole(role),
+    ]
     return evidence_appraisal(policy, exchange=exchange, measurements=rules.measurements)
 
 
@@ -57,4 +65,6 @@ def evidence_appraisal(
     checks += [*exchange, AllowedKind(policy.evidence_kinds)]
     if policy.tdx is not None:
         checks += [ForKind(EvidenceKind.TDX, check) for check in tdx_checks(policy.tdx)]
+    if policy.nitro is not None:
+        checks += [ForKind(EvidenceKind.NITRO, check) for check in nitro_checks(policy.nitro)]
     return AllOf((*checks, AllowedMeasurement(measurements)))

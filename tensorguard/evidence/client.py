@@ -26,7 +26,7 @@ from tensorguard.evidence.release import (
     renew_transcript,
     sealed_key_info,
 )
-from tensorguard.evidence.report_data import report_data
+from tensorguard.evidence.report_data import binding
 from tensorguard.evidence.roles import role_to_proto
 from tensorguard.rpc.channel import open_channel
 from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2, attestor_pb2_grpc
@@ -103,7 +103,7 @@ class AttestorClient:
         thumbprint = self.attestor_thumbprint
         nonce = self._call(self._stub.CreateNonce, attestor_pb2.CreateNonceRequest()).nonce
         collected = platform.collect(
-            report_data(
+            binding(
                 nonce,
                 identity.public,
                 attestor_thumbprint=thumbprint,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tensorguard.evidence.claims import Claims, EvidenceKind, Role
+from tensorguard.evidence.report_data import Binding
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ class Platform(Protocol):
     def kind(self) -> EvidenceKind:
         """Kind of the evidence it collects."""
 
-    def collect(self, report_data: bytes, role: Role) -> Evidence:
-        """Evidence over 64 bytes of report data.
+    def collect(self, binding: Binding, role: Role) -> Evidence:
+        """Evidence over the report data, and over the nonce and the key where the platform has fields for them.
 
         Raises ConfigurationError where the machine is no such platform, UnavailableError where it is and fails.
         """

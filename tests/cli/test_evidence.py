@@ -14,6 +14,7 @@ from tensorguard.cli.main import run
 from tensorguard.evidence import verifiers
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.development import initialise_development_state
+from tensorguard.evidence.report_data import Binding
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
 from tensorguard.evidence.tdx.verifier import TdxVerifier
 from tests.support.attestation_vectors import vector_directory
@@ -196,8 +197,8 @@ def test_endorsements_of_several_files(tensafe: Run, files: Files) -> None:
         {"at": "1960-01-01T00:00:00Z"},
         {"nonce": "xyz"},
         {"nonce": "abc"},
-        {"nonce": "00" * 65},
-        {"report_data": "00" * 65},
+        {"nonce": "00" * 513},
+        {"report_data": "00" * 513},
         {"role": "admin"},
     ],
 )
@@ -217,7 +218,7 @@ def test_simulated(tensafe: Run, tmp_path: Path) -> None:
     state = initialise_development_state(tmp_path / "state", "tenant", measurement="ab" * 48)
     platform = SimulatedPlatform(state.simulated_root_key, measurement="ab" * 48, clock=lambda: 1_779_999_999)
     files = Files(tmp_path)
-    files.write("quote", platform.collect(REPORT_DATA, Role.COPROCESSOR).evidence)
+    files.write("quote", platform.collect(Binding(REPORT_DATA, b"", b""), Role.COPROCESSOR).evidence)
     options = ["--kind", "simulated", "--evidence", tmp_path / "quote", "--policy", state.policy_file, "--at", AT]
     code, _, err = tensafe("evidence", "verify", *options)
     assert code == 2 and "public key" in err

@@ -10,10 +10,12 @@ from tensorguard.evidence.appraisal import appraisal_of, require_evidence_kind
 from tensorguard.evidence.checks import AllOf
 from tensorguard.evidence.claims import Claims, EvidenceKind, Role
 from tensorguard.evidence.policy import Policy, parse_policy
+from tensorguard.evidence.report_data import Binding
 from tensorguard.evidence.tdx.claims import TcbStatus, TdxClaims
 from tests.support.policies import TDX_SECTION
 
 DATA = b"d" * 64
+BINDING = Binding(DATA, b"n" * 32, b"public key")
 TDX_CLAIMS = TdxClaims(
     quote_version=4,
     tcb_status=TcbStatus.UP_TO_DATE,
@@ -55,7 +57,7 @@ def policy(**changes: object) -> Policy:
 
 
 def appraise(claims: Claims, rules: Policy, *, tenant: str = "tenant", role: Role = Role.COPROCESSOR) -> None:
-    appraisal_of(rules, tenant=tenant, role=role, report_data=DATA, now=1000).verify(claims)
+    appraisal_of(rules, tenant=tenant, role=role, binding=BINDING, now=1000).verify(claims)
 
 
 def refusal(claims: Claims = CLAIMS, rules: Policy | None = None, **expected: object) -> str:

@@ -9,6 +9,7 @@ from tensorguard.errors import ConfigurationError, InvalidInputError, Unavailabl
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.configfs_tsm import MAX_BLOB_BYTES, TsmReport, read_report
 from tensorguard.evidence.platform import Evidence
+from tensorguard.evidence.report_data import Binding
 from tensorguard.evidence.tdx.collector import TdxPlatform
 from tests.support.fake_tsm import FakeTsm, expected
 
@@ -35,7 +36,7 @@ def test_what_the_platform_adds(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_machine_without_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="offers no attestation reports"):
-        TdxPlatform(tmp_path / "nothing").collect(DATA, Role.COPROCESSOR)
+        TdxPlatform(tmp_path / "nothing").collect(Binding(DATA, b"", b""), Role.COPROCESSOR)
 
 
 @pytest.mark.parametrize(
@@ -80,4 +81,4 @@ def test_tdx_platform(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeTsm(root).install(monkeypatch)
     platform = TdxPlatform(root)
     assert platform.kind is EvidenceKind.TDX
-    assert platform.collect(DATA, Role.INFERENCE) == Evidence(expected(DATA))
+    assert platform.collect(Binding(DATA, b"", b""), Role.INFERENCE) == Evidence(expected(DATA))

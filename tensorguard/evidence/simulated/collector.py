@@ -14,6 +14,7 @@ from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.measurement import code_measurement
 from tensorguard.evidence.platform import Evidence
+from tensorguard.evidence.report_data import Binding
 from tensorguard.evidence.simulated.document import SIGNING_DOMAIN, SimulatedDocument
 
 
@@ -45,14 +46,14 @@ class SimulatedPlatform:
         self._debug = debug
         self._clock = clock
 
-    def collect(self, report_data: bytes, role: Role) -> Evidence:
+    def collect(self, binding: Binding, role: Role) -> Evidence:
         """Evidence over 64 bytes of report data."""
         document = SimulatedDocument(
             kind="simulated",
             version=1,
             measurement=self._measurement,
             role=role,
-            report_data=report_data.hex(),
+            report_data=binding.report_data.hex(),
             issued_at=int(self._clock()),
             debug=self._debug,
         ).to_bytes()

@@ -7,6 +7,7 @@ from pathlib import Path
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.configfs_tsm import REPORT_ROOT, read_report
 from tensorguard.evidence.platform import Evidence
+from tensorguard.evidence.report_data import Binding
 
 
 class TdxPlatform:
@@ -17,6 +18,6 @@ class TdxPlatform:
     def __init__(self, root: Path = REPORT_ROOT) -> None:
         self._root = root
 
-    def collect(self, report_data: bytes, role: Role) -> Evidence:
+    def collect(self, binding: Binding, role: Role) -> Evidence:
         """A quote over 64 bytes of report data. Raises what `read_report` does."""
-        return Evidence(read_report(report_data, provider="tdx_guest", root=self._root).outblob)
+        return Evidence(read_report(binding.report_data, provider="tdx_guest", root=self._root).outblob)

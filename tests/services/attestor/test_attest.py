@@ -25,7 +25,7 @@ from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.development import initialise_development_state
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.keys import AttestorKey
-from tensorguard.evidence.report_data import report_data
+from tensorguard.evidence.report_data import binding
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
 from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2 as pb
 from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2_grpc
@@ -47,13 +47,13 @@ def request(bench: Bench, identity: WorkloadIdentity, nonce: bytes, **changes: A
         "package_id": "package",
         **changes.pop("evidence_for", {}),
     }
-    data = report_data(bound.pop("nonce", nonce), bound.pop("identity", identity.public), **bound)
+    bound_to = binding(bound.pop("nonce", nonce), bound.pop("identity", identity.public), **bound)
     platform = changes.pop("platform", bench.platform())
     return pb.AttestRequest(
         **{
             "nonce": nonce,
             "evidence_kind": "simulated",
-            "evidence": platform.collect(data, bound["role"]).evidence,
+            "evidence": platform.collect(bound_to, bound["role"]).evidence,
             "signing_key": identity.public.signing_key,
             "hpke_key": identity.public.hpke_key,
             "tenant": "tenant",
