@@ -377,7 +377,8 @@ def _crl(issuer: str, issuer_key: str, revoked: Sequence[x509.Certificate], time
             .revocation_date(_time(times.begins))
             .build()
         )
-    return builder.sign(key(issuer_key), hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    signed = builder.sign(key(issuer_key), hashes.SHA256(), ecdsa_deterministic=True)
+    return signed.public_bytes(serialization.Encoding.DER)
 
 
 def _name(common: str) -> x509.Name:
