@@ -18,6 +18,7 @@ from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.platform import Evidence
+from tensorguard.evidence.report_data import Binding
 from tensorguard.evidence.result import AttestationResult
 from tensorguard.evidence.tdx.verifier import TdxVerifier
 from tests.support.policies import tdx_policy
@@ -34,8 +35,8 @@ class MadeUpTdx:
     kind: EvidenceKind = EvidenceKind.TDX
     fixed: bytes | None = None
 
-    def collect(self, report_data: bytes, role: Role) -> Evidence:
-        return Evidence(Quote(report_data=self.fixed or report_data).encode(), self.endorsements)
+    def collect(self, binding: Binding, role: Role) -> Evidence:
+        return Evidence(Quote(report_data=self.fixed or binding.report_data).encode(), self.endorsements)
 
 
 @dataclass
