@@ -24,6 +24,7 @@ def verify(
     evidence: options.EvidenceFile,
     policy: options.PolicyFile,
     endorsements: options.Endorsements = None,
+    more_endorsements: options.MoreEndorsements = None,
     at: options.At = "",
     nonce: options.Nonce = "",
     report_data: options.ReportData = "",
@@ -35,7 +36,8 @@ def verify(
 
     Exit code 0 when it is accepted, 3 when it is refused, 2 for wrong usage or files.
     """
-    files = EvidenceFiles(kind, evidence, endorsements or (), policy, at, nonce, report_data, role, simulated_root)
+    given = [*(endorsements or ()), *(more_endorsements or ())]
+    files = EvidenceFiles(kind, evidence, given, policy, at, nonce, report_data, role, simulated_root)
     request, result = files.appraise()
     if as_json:
         typer.echo(json.dumps(report(request, result)))

@@ -16,6 +16,10 @@ Endorsements = Annotated[
     Optional[list[Path]],  # noqa: UP045 - typer evaluates these on Python 3.10
     typer.Option(help="Certificates, revocation lists, collateral: a file or a folder of them; repeat for more."),
 ]
+MoreEndorsements = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Argument(metavar="FILE", help="More endorsements, so that several can follow --endorsements."),
+]
 At = Annotated[str, typer.Option(help="RFC 3339 time that certificates are checked at; default now.")]
 Nonce = Annotated[str, typer.Option(help="Challenge the evidence must answer, hexadecimal.")]
 ReportData = Annotated[str, typer.Option(help="Report data the evidence must have, hexadecimal.")]

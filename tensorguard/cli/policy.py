@@ -47,6 +47,7 @@ def explain(
     kind: options.Kind,
     evidence: options.EvidenceFile,
     endorsements: options.Endorsements = None,
+    more_endorsements: options.MoreEndorsements = None,
     at: options.At = "",
     nonce: options.Nonce = "",
     report_data: options.ReportData = "",
@@ -58,7 +59,8 @@ def explain(
 
     Exit code 0 when it would be accepted, 3 when not.
     """
-    files = EvidenceFiles(kind, evidence, endorsements or (), file, at, nonce, report_data, role, simulated_root)
+    given = [*(endorsements or ()), *(more_endorsements or ())]
+    files = EvidenceFiles(kind, evidence, given, file, at, nonce, report_data, role, simulated_root)
     request, result = files.appraise()
     if as_json:
         typer.echo(json.dumps({**report(request, result), "refusals": [refusal(item) for item in result.refusals]}))

@@ -182,6 +182,13 @@ def test_endorsements_of_several_files(tensafe: Run, files: Files) -> None:
     repeated = [item for path in parts[1:] for item in ("--endorsements", path)]
     code, out, _ = tensafe("evidence", "verify", *files.options(endorsements=parts[0]), *repeated, "--json")
     assert (code, json.loads(out)["reason"]) == (0, "")
+    options = files.options()
+    at = options.index("--endorsements")
+    options[at : at + 2] = ["--endorsements", *parts]
+    assert tensafe("evidence", "verify", *options)[0] == 0
+    at = options.index("--policy")
+    del options[at : at + 2]
+    assert tensafe("policy", "explain", files.folder / "policy.json", *options)[0] == 0
 
 
 @pytest.mark.parametrize(
