@@ -20,6 +20,7 @@ from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.nitro.checks import nitro_checks, nitro_exchange_checks
 from tensorguard.evidence.policy import MeasurementTuple, Policy
 from tensorguard.evidence.report_data import Binding
+from tensorguard.evidence.snp.checks import snp_checks
 from tensorguard.evidence.tdx.checks import tdx_checks
 
 
@@ -65,6 +66,8 @@ def evidence_appraisal(
     checks += [*exchange, AllowedKind(policy.evidence_kinds)]
     if policy.tdx is not None:
         checks += [ForKind(EvidenceKind.TDX, check) for check in tdx_checks(policy.tdx)]
+    if policy.snp is not None:
+        checks += [ForKind(EvidenceKind.SNP, check) for check in snp_checks(policy.snp)]
     if policy.nitro is not None:
         checks += [ForKind(EvidenceKind.NITRO, check) for check in nitro_checks(policy.nitro)]
     return AllOf((*checks, AllowedMeasurement(measurements)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tensorguard.evidence.nitro.claims import NitroClaims
+from tensorguard.evidence.snp.claims import SnpClaims
 from tensorguard.evidence.tdx.claims import TdxClaims
 
 
@@ -54,7 +55,7 @@ class Claims:
     """True when the platform lets its operator look inside."""
     role: Role | None = None
     """Role the evidence itself names, None where a platform cannot."""
-    details: TdxClaims | NitroClaims | None = None
+    details: TdxClaims | SnpClaims | NitroClaims | None = None
     """What only platforms of this kind say."""
     nonce: bytes | None = None
     """The challenge, where evidence of this kind has a field of its own for it."""

@@ -14,6 +14,7 @@ from tensorguard.evidence.simulated.collector import SimulatedPlatform
 
 _PLATFORMS: Mapping[EvidenceKind, tuple[str, str]] = {
     EvidenceKind.TDX: ("tensorguard.evidence.tdx.collector", "TdxPlatform"),
+    EvidenceKind.SNP: ("tensorguard.evidence.snp.collector", "SnpPlatform"),
     EvidenceKind.NITRO: ("tensorguard.evidence.nitro.collector", "NitroPlatform"),
 }
 """Kind -> module and class of its collector."""

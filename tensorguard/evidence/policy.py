@@ -18,12 +18,13 @@ from tensorguard.crypto import canonical
 from tensorguard.errors import PolicyError
 from tensorguard.evidence.claims import REQUIRED_MEASUREMENTS, EvidenceKind, Role
 from tensorguard.evidence.nitro.policy import NitroPolicy
+from tensorguard.evidence.snp.policy import SnpPolicy
 from tensorguard.evidence.strict import Strict
 from tensorguard.evidence.tdx.policy import TdxPolicy
 
 MAX_POLICY_BYTES = 256 * 1024
 MAX_TOKEN_LIFE_SECONDS = 300
-KINDS_WITH_SECTION = (EvidenceKind.TDX, EvidenceKind.NITRO)
+KINDS_WITH_SECTION = (EvidenceKind.TDX, EvidenceKind.SNP, EvidenceKind.NITRO)
 """Kinds whose platforms a policy must say something about, under the kind's own name."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$", max_length=64)]
@@ -73,6 +74,7 @@ class Policy(Strict):
     token_life_seconds: Annotated[int, Field(ge=1, le=MAX_TOKEN_LIFE_SECONDS)] = MAX_TOKEN_LIFE_SECONDS
     allow_debug: bool = False
     tdx: TdxPolicy | None = None
+    snp: SnpPolicy | None = None
     nitro: NitroPolicy | None = None
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from tensorguard.evidence.simulated.verifier import SimulatedVerifier
 
 _VERIFIERS: Mapping[EvidenceKind, tuple[str, str]] = {
     EvidenceKind.TDX: ("tensorguard.evidence.tdx.verifier", "TdxVerifier"),
+    EvidenceKind.SNP: ("tensorguard.evidence.snp.verifier", "SnpVerifier"),
     EvidenceKind.NITRO: ("tensorguard.evidence.nitro.verifier", "NitroVerifier"),
 }
 """Kind -> module and class. A module is loaded when its kind is asked for: dcap-qvl is a library of its own."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tensorguard.cli.main import run
-from tests.support.policies import tdx_policy
+from tests.support.policies import snp_policy, tdx_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTERS = dict.fromkeys(("mrtd", "rtmr0", "rtmr1", "rtmr2"), "ab" * 48)
@@ -36,6 +36,17 @@ def test_what_a_policy_permits_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert code == 0
     for words, line in zip(
         ("simulated evidence", "debug mode", "OutOfDate", "any TDX machine", "no role has"), permits, strict=True
+    ):
+        assert words in line
+
+
+def test_what_a_policy_for_sev_snp_permits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registers = {"measurement": "ab" * 48}
+    assert lint(tmp_path, capsys, snp_policy(registers, chip_ids=["00" * 64], require_crl=True)) == (0, [])
+    loose = snp_policy(registers, allow_migration_agent=True, signing_keys=["vlek"], csp_ids=["CN=cloud.example"])
+    _, permits = lint(tmp_path, capsys, loose)
+    for words, line in zip(
+        ("migration agent", "CN=cloud.example", "any SEV-SNP chip", "revocation list"), permits, strict=True
     ):
         assert words in line
 
