@@ -160,6 +160,7 @@ def test_a_kind_that_the_policy_does_not_name(tensafe: Run, files: Files) -> Non
     policy.update(evidence_kinds=["simulated"], roles={"coprocessor": {"measurements": simulated}})
     del policy["tdx"]
     files.write("policy.json", policy)
+    files.write("quote", b"nobody reads this")
     assert decide(tensafe, files)[1]["reason"] == "evidence_kind_not_allowed"
 
 

@@ -72,7 +72,8 @@ def test_files_that_cannot_be_read(data: bytes) -> None:
 
 
 def test_bounds() -> None:
-    assert reason(b"{" + b" " * MAX_FILE_BYTES) == "malformed"
+    assert sort_endorsements((PARTS[2].ljust(MAX_FILE_BYTES),)).certificates
+    assert reason(PARTS[2].ljust(MAX_FILE_BYTES + 1)) == "malformed"
     assert reason(*[PARTS[2]] * (MAX_FILES + 1)) == "malformed"
     sort_endorsements((PARTS[2],) * MAX_FILES)
 

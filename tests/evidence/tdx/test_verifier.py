@@ -139,6 +139,9 @@ def test_another_root_is_refused() -> None:
     mixed = Quote(pki=other, chain=pem(other.pck, other.platform_ca, PKI.root))
     assert refusal(mixed, Collateral()) == "chain"
     assert refusal(collateral=Collateral(pki=other)) == "signature"
+    # The right key signed, but it is the other root that says whose key it is.
+    tcb_info, qe_identity, _, *lists = Collateral().parts()
+    assert refusal(files=[tcb_info, qe_identity, pem(other.tcb_signer), *lists]) == "signature"
 
 
 def test_chain_must_be_the_pck_certificates() -> None:
