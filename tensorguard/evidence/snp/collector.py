@@ -7,6 +7,7 @@ from pathlib import Path
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.configfs_tsm import REPORT_ROOT, read_report
 from tensorguard.evidence.platform import Evidence
+from tensorguard.evidence.report_data import Binding
 
 
 class SnpPlatform:
@@ -17,10 +18,10 @@ class SnpPlatform:
     def __init__(self, root: Path = REPORT_ROOT) -> None:
         self._root = root
 
-    def collect(self, report_data: bytes, role: Role) -> Evidence:
+    def collect(self, binding: Binding, role: Role) -> Evidence:
         """A report over 64 bytes of report data, with the certificates that the host has for it, if any.
 
         Raises what `read_report` does.
         """
-        report = read_report(report_data, provider="sev_guest", root=self._root)
+        report = read_report(binding.report_data, provider="sev_guest", root=self._root)
         return Evidence(report.outblob, (report.auxblob,) if any(report.auxblob) else ())

@@ -94,7 +94,8 @@ def test_what_is_of_no_use_is_refused(content: bytes) -> None:
         KEY_BLOCK,
         b"-----BEGIN CERTIFICATE-----\nAAA\n-----END CERTIFICATE-----\n",
         b"-----BEGIN CERTIFICATE-----\n" + b"A" * 80,
-        snp.certificate_table([(VCEK, vcek)])[:-1],  # points outside
+        snp.certificate_table([(VCEK, vcek)])[:-1],
+        snp.certificate_table([(VCEK, vcek + b"\0")])[:-1],  # points outside by one byte, after a whole certificate
         snp.certificate_table([(VCEK, vcek[:-1])]),
         snp.certificate_table([(VCEK, b"")]),
         snp.certificate_table([(VCEK, KEY_BLOCK)]),
