@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tensorguard.errors import EvidenceRefusedError
+from tensorguard.evidence.appraisal import evidence_appraisal
 from tensorguard.evidence.checks import AllOf
-from tensorguard.evidence.claims import Claims
+from tensorguard.evidence.claims import Claims, Role
+from tensorguard.evidence.policy import parse_policy
 from tensorguard.evidence.tdx.checks import tdx_checks
 from tensorguard.evidence.tdx.claims import TcbStatus, TdxClaims
 from tensorguard.evidence.tdx.policy import TdxPolicy
@@ -19,6 +22,7 @@ from tensorguard.evidence.tdx.verifier import TdxVerifier
 from tests.support.attestation_vectors import vector_directory
 from tests.support.policies import TDX_SECTION
 
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "attestation.md"
 COLLATERAL = {
     "tdx_quote": "dcapqvl_tdx_quote_collateral.json",
     "tdx_quote_outdated": "dcapqvl_tdx_quote_outdated_collateral.json",
@@ -105,6 +109,21 @@ def test_collateral_as_intels_service_answers_it(folder: Path) -> None:
     whole = (folder / COLLATERAL["cda_90c06f"]).read_bytes()
     at = 1_776_287_169
     assert TdxVerifier().verify(quote, parts, at=at) == TdxVerifier().verify(quote, [whole], at=at)
+
+
+def test_the_documented_policy_accepts_the_quote_it_is_for(folder: Path) -> None:
+    found = re.search(r"```yaml\n(version: 1\nid: tdx-example\n.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert found is not None
+    policy = parse_policy(found[1])
+    measurements = policy.roles[Role.COPROCESSOR].measurements
+    appraisal = evidence_appraisal(policy, exchange=[], measurements=measurements)
+    for number, accepted in ((0, True), (1, False)):
+        expected = json.loads((folder / "expected.json").read_text())[number]
+        collateral = (folder / COLLATERAL[expected["collateral"]]).read_bytes()
+        quote = (folder / expected["quote"]).read_bytes()
+        claims = TdxVerifier().verify(quote, [collateral], at=expected["verify_at_unix"])
+        reasons = [refused.detail for refused in appraisal.refusals(claims)]
+        assert reasons == ([] if accepted else ["fmspc_not_allowed", "measurement_not_allowed"])
 
 
 def test_an_sgx_quote_is_not_tdx(folder: Path) -> None:
