@@ -14,14 +14,16 @@ from cryptography.x509 import verification
 from tensorguard.errors import EvidenceRefusedError
 
 MAX_CHAIN = 8
-_UNPARSABLE = (
-    ValueError,
+UNREADABLE = (
+    OverflowError,
     TypeError,
     UnsupportedAlgorithm,
-    x509.InvalidVersion,
+    ValueError,
     x509.DuplicateExtension,
+    x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
+"""What `cryptography` raises for certificates and revocation lists that are none, some of it late."""
 
 
 def load_certificate(der: bytes, max_bytes: int) -> x509.Certificate:
@@ -33,7 +35,7 @@ def load_certificate(der: bytes, max_bytes: int) -> x509.Certificate:
         # Parsed when first asked for, and asked for below.
         _ = certificate.subject, certificate.not_valid_before_utc, certificate.not_valid_after_utc
         _ = certificate.extensions
-    except _UNPARSABLE:
+    except UNREADABLE:
         raise EvidenceRefusedError("a certificate in the evidence cannot be parsed") from None
     return certificate
 

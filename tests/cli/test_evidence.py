@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.support.attestation_vectors import vector_directory
 from tests.support.policies import tdx_policy
 from tests.support.synthetic_pki.tdx import MRTD, REPORT_DATA, Collateral, Pki, Quote
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "attestation.md"
 AT = "2026-05-28T20:26:40Z"
 REGISTERS = {
     "mrtd": MRTD.hex(),
@@ -286,6 +288,31 @@ def test_real_quote_with_a_policy_for_it(tensafe: Run, tmp_path: Path) -> None:
     assert decide(tensafe, files, **given)[1]["reason"] == "dynamic_platform_not_allowed"
     hexadecimal = folder / "dcapqvl_tdx-quote.hex"
     assert decide(tensafe, files, **{**given, "evidence": hexadecimal})[1]["reason"] == "tcb_level_not_found"
+
+
+@pytest.mark.parametrize(
+    ("kind", "evidence", "endorsements", "at"),
+    [
+        ("tdx", "dcapqvl_tdx_quote", ["dcapqvl_tdx_quote_collateral.json"], "2025-07-19T09:00:35Z"),
+        ("snp", "virtee_report_milan.hex", ["virtee_vcek_milan.der", "ask_ark_milan.pem"], "2024-01-01T00:00:00Z"),
+    ],
+)
+def test_documented_policies_and_real_evidence(
+    tensafe: Run, tmp_path: Path, kind: str, evidence: str, endorsements: list[str], at: str
+) -> None:
+    folder = vector_directory(kind)
+    found = re.search(rf"```yaml\n(version: 1\nid: {kind}-example\n.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert found is not None
+    policy = Files(tmp_path).write("policy.yaml", found[1])
+    options: list[object] = ["--kind", kind, "--evidence", folder / evidence, "--policy", policy, "--at", at, "--json"]
+    code, out, _ = tensafe("evidence", "verify", *options, "--endorsements", *(folder / name for name in endorsements))
+    report = json.loads(out)
+    assert (code, report["reason"]) == (0, "")
+    assert report["claims"]["kind"] == kind
+    code, out, _ = tensafe("evidence", "verify", *options)
+    assert (code, json.loads(out)["reason"]) == (3, "collateral_missing")
+    code, out, _ = tensafe("evidence", "verify", *options, "--endorsements", folder / endorsements[-1], "--nonce", "aa")
+    assert code == 3
 
 
 def test_a_kind_without_a_verifier_is_no_option(tensafe: Run, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

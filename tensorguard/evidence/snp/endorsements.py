@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.utils import CryptographyDeprecationWarning
 
 from tensorguard.errors import EvidenceRefusedError
+from tensorguard.evidence.certificates import UNREADABLE
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_OBJECTS = 1024
@@ -36,17 +36,6 @@ _TABLE_CONTENT = {
         "92f81bc3-5811-4d3d-97ff-d19f88dc67ea",
     )
 }
-
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    OverflowError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
-"""What cryptography raises for certificates that are none."""
 
 # AMD numbers every VCEK and VLEK 0, against RFC 5280, and cryptography warns at each of them: nothing that a reader of
 # the warning could change. It is silenced for the process, as warnings.catch_warnings is not safe with threads.
@@ -86,11 +75,11 @@ def parse_endorsements(files: Sequence[bytes]) -> Endorsements:
 
 def _load(der: bytes) -> x509.Certificate | x509.CertificateRevocationList:
     """Reads every field that is asked for later: cryptography reads most of them only then."""
-    with contextlib.suppress(*_UNREADABLE):
+    with contextlib.suppress(*UNREADABLE):
         certificate = x509.load_der_x509_certificate(der)
         _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
         return certificate
-    with contextlib.suppress(*_UNREADABLE):
+    with contextlib.suppress(*UNREADABLE):
         crl = x509.load_der_x509_crl(der)
         _ = crl.issuer, crl.last_update_utc, crl.next_update_utc, crl.extensions, len(crl)
         return crl

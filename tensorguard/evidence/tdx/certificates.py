@@ -15,16 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tensorguard.errors import EvidenceRefusedError
-
-_UNREADABLE = (
-    OverflowError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
-"""What `cryptography` raises for certificates that are none, besides ValueError."""
+from tensorguard.evidence.certificates import UNREADABLE
 
 
 def load_certificates(data: bytes) -> list[x509.Certificate]:
@@ -34,7 +25,7 @@ def load_certificates(data: bytes) -> list[x509.Certificate]:
         certificates = x509.load_pem_x509_certificates(data) if pem else [x509.load_der_x509_certificate(data)]
         for item in certificates:  # most fields are read when they are asked for: ask before anything is decided
             _ = item.subject, item.issuer, item.extensions, item.public_key()
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError("certificate") from error
     return certificates
 
@@ -44,7 +35,7 @@ def load_revocation_list(data: bytes) -> x509.CertificateRevocationList:
     try:
         found = x509.load_pem_x509_crl(data) if b"-----BEGIN" in data else x509.load_der_x509_crl(data)
         _ = found.issuer, found.last_update_utc, found.next_update_utc, found.extensions, len(found)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError("revocation list") from error
     return found
 
