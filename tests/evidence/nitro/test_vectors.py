@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from datetime import datetime
+import re
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tensorguard.cli.main import run
 from tensorguard.errors import EvidenceRefusedError
 from tensorguard.evidence.claims import EvidenceKind
 from tensorguard.evidence.nitro.claims import NitroClaims
 from tensorguard.evidence.nitro.verifier import AWS_NITRO_ROOT_G1_SHA256, NitroVerifier
 from tensorguard.evidence.offline import OfflineRequest, OfflineResult, appraise_offline
+from tensorguard.evidence.policy import parse_policy
 from tests.evidence.nitro.test_checks import nitro_policy
 from tests.support.attestation_vectors import vector_directory
 
@@ -101,3 +106,28 @@ def test_a_policy_accepts_the_production_enclave() -> None:
 
 def test_debug_mode_is_refused() -> None:
     assert [item.detail for item in appraise(DEBUG).refusals] == ["debug_enabled", "nonce_missing"]
+
+
+def test_the_documented_policy_accepts_it() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "attestation.md").read_text()
+    found = re.search(r"```yaml\n(version: 1\nid: nitro-example\n.*?)```", text, re.DOTALL)
+    assert found is not None
+    at = expected(PRODUCTION)["timestamp_ms"] / 1000
+    request = OfflineRequest(EvidenceKind.NITRO, evidence(PRODUCTION), parse_policy(found[1]), at)
+    assert appraise_offline(request, NitroVerifier()).accepted
+    debug = dataclasses.replace(request, evidence=evidence(DEBUG), at=expected(DEBUG)["timestamp_ms"] / 1000)
+    assert appraise_offline(debug, NitroVerifier()).refusals[0].detail == "debug_enabled"
+
+
+@pytest.mark.parametrize("name", [PRODUCTION, DEBUG])
+def test_the_command(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`tensafe evidence verify --kind nitro` decides about files what the library decides."""
+    registers = {f"pcr{index}": expected(name)["pcrs"].get(str(index), "00" * 48) for index in (0, 1, 2)}
+    policy = nitro_policy(registers, required_claims=["nonce"])
+    (tmp_path / "policy.json").write_text(policy.model_dump_json(exclude_none=True))
+    at = datetime.fromtimestamp(expected(name)["timestamp_ms"] // 1000, timezone.utc).isoformat()
+    options = ["--kind", "nitro", "--evidence", str(vector_directory("nitro") / name), "--at", at, "--json"]
+    code = run(["evidence", "verify", *options, "--policy", str(tmp_path / "policy.json")])
+    report = json.loads(capsys.readouterr().out)
+    assert (code, report["reason"]) == ((0, "") if name == PRODUCTION else (3, "debug_enabled"))
+    assert report["claims"]["details"]["module_id"] == expected(name)["module_id"]
