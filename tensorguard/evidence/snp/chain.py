@@ -5,7 +5,6 @@ All signatures are RSASSA-PSS with SHA-384, MGF1 with SHA-384 and a salt of 48 b
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
 from tensorguard.errors import EvidenceRefusedError
+from tensorguard.evidence.certificates import fingerprint
 from tensorguard.evidence.snp.claims import SigningKey
 from tensorguard.evidence.snp.endorsement_key import EndorsementKey
 from tensorguard.evidence.snp.endorsements import Endorsements
@@ -54,7 +54,7 @@ def verify_chain(
     """
     intermediate = _issuer(key.certificate, supplied.certificates)
     root = _issuer(intermediate, supplied.certificates)
-    product = roots.get(hashlib.sha256(root.public_bytes(serialization.Encoding.DER)).hexdigest())
+    product = roots.get(fingerprint(root))
     if product is None:
         raise EvidenceRefusedError(
             f"{_name(root)} is not a root that this verifier trusts; supply AMD's own ARK", "root_not_trusted"
@@ -69,6 +69,7 @@ def verify_chain(
     _check_leaf(key.certificate)
     chain = (root, intermediate, key.certificate)
     for certificate in chain:
+        _check_critical_extensions(certificate)
         _check_validity(certificate, at)
     lists = [crl for crl in supplied.revocation_lists if crl.issuer == root.subject]
     numbers = [_check_revocation(crl, root, chain, at) for crl in lists]
@@ -130,6 +131,16 @@ def _check_leaf(certificate: x509.Certificate) -> None:
     usage = _extension(certificate, x509.KeyUsage)
     if (constraints is not None and constraints.ca) or (usage is not None and not usage.digital_signature):
         raise EvidenceRefusedError(f"the key of {_name(certificate)} is not for signing reports", "chain")
+
+
+def _check_critical_extensions(certificate: x509.Certificate) -> None:
+    """Whoever does not know what a critical extension means must not accept the certificate (RFC 5280, 4.2)."""
+    for extension in certificate.extensions:
+        if extension.critical and not isinstance(extension.value, (x509.BasicConstraints, x509.KeyUsage)):
+            raise EvidenceRefusedError(
+                f"{_name(certificate)} has a critical extension {extension.oid.dotted_string} that is not known",
+                "chain",
+            )
 
 
 def _check_validity(certificate: x509.Certificate, at: float) -> None:

@@ -114,6 +114,12 @@ def test_an_endorsement_key_signs_nothing_else(refusal: Refusal) -> None:
     verify(snp.chip(more=[(x509.BasicConstraints(False, None), True), (key_usage(digital_signature=True), True)]))
 
 
+def test_critical_extensions_that_nobody_knows(refusal: Refusal) -> None:
+    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\5\0")
+    assert refusal(snp.chip(more=[(extension, True)])) == "chain"
+    verify(snp.chip(more=[(extension, False)]))
+
+
 def test_an_endorsement_key_issues_no_endorsement_key(refusal: Refusal) -> None:
     """The holder of an intermediate of another kind or product cannot make keys of this one."""
     vlek_issuer = authority("SEV-VLEK-Milan", ARK, path_length=0)

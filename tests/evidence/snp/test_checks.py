@@ -122,16 +122,13 @@ def test_guest_svn() -> None:
 @pytest.mark.parametrize("component", sorted(FLOOR))
 @pytest.mark.parametrize("version", VERSIONS)
 def test_floors_component_by_component(version: str, component: str) -> None:
-    """One component is one too low, and all the others as high as they get."""
-    highest = {**dict.fromkeys(FLOOR, 255), component: FLOOR[component] - 1}
-    if version == "reported":
-        assert decision(chip=snp.chip(tcb=highest)) == "tcb_below_floor"
-        assert decision(chip=snp.chip(tcb={**highest, component: FLOOR[component]})) == "accepted"
-    else:
-        low = snp.tcb_bytes(Product.MILAN, **highest)
-        enough = snp.tcb_bytes(Product.MILAN, **{**highest, component: FLOOR[component]})
-        assert decision(**{f"{version}_tcb": low}) == "tcb_below_floor"
-        assert decision(**{f"{version}_tcb": enough}) == "accepted"
+    """One component of one version is one too low, and everything else as high as it gets."""
+    highest = dict.fromkeys(FLOOR, 255)
+    for value, expected in ((FLOOR[component] - 1, "tcb_below_floor"), (FLOOR[component], "accepted")):
+        versions = {other: {**highest, component: value} if other == version else highest for other in VERSIONS}
+        chip = snp.chip(tcb=versions["reported"])
+        raw = {f"{other}_tcb": snp.tcb_bytes(Product.MILAN, **versions[other]) for other in VERSIONS}
+        assert decision(chip=chip, **raw) == expected
 
 
 def test_floors_of_turin() -> None:
