@@ -28,13 +28,13 @@ class AllOf:
     checks: Sequence[AppraisalCheck]
 
     def verify(self, claims: Claims) -> None:
-        if not self.checks:
-            raise EvidenceRefusedError("no checks are configured, so nothing is accepted", "no_checks")
-        for check in self.checks:
-            check.verify(claims)
+        for refused in self.refusals(claims):
+            raise refused
 
     def refusals(self, claims: Claims) -> Iterator[EvidenceRefusedError]:
-        """Of every check that does not hold, in order: for people who ask why. `verify` decides."""
+        """Of every check that does not hold, in order."""
+        if not self.checks:
+            yield EvidenceRefusedError("no checks are configured, so nothing is accepted", "no_checks")
         for check in self.checks:
             try:
                 check.verify(claims)

@@ -109,6 +109,19 @@ def test_claims_of_a_kind_must_have_what_its_section_asks() -> None:
 def test_no_checks_accept_nothing() -> None:
     with pytest.raises(EvidenceRefusedError):
         AllOf(()).verify(CLAIMS)
+    assert [refused.detail for refused in AllOf(()).refusals(CLAIMS)] == ["no_checks"]
+
+
+def test_every_refusal_in_the_order_of_the_checks() -> None:
+    checks = appraisal_of(policy(), tenant="tenant", role=Role.COPROCESSOR, binding=BINDING, now=1000)
+    wrong = dataclasses.replace(CLAIMS, debug=True, report_data=b"", measurements={})
+    assert [refused.detail for refused in checks.refusals(wrong)] == [
+        "debug_enabled",
+        "report_data_mismatch",
+        "measurement_not_allowed",
+    ]
+    assert refusal(wrong) == "debug_enabled"
+    assert list(checks.refusals(CLAIMS)) == []
 
 
 def test_simulated_must_be_named() -> None:
