@@ -48,6 +48,11 @@ class EndorsementKey:
     tcb: bytes
     """Version the key is derived from, 8 bytes as in a report."""
 
+    def is_valid(self, at: float) -> bool:
+        """Whether the certificate's own time includes the Unix time `at`."""
+        certificate = self.certificate
+        return certificate.not_valid_before_utc.timestamp() <= at <= certificate.not_valid_after_utc.timestamp()
+
 
 def is_endorsement_key(certificate: x509.Certificate) -> bool:
     """Whether a certificate says that it is one of a VCEK or VLEK."""

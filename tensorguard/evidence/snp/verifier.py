@@ -38,16 +38,14 @@ class SnpVerifier:
         """
         report = parse_report(evidence)
         supplied = parse_endorsements(endorsements)
-        key = _signer(report, supplied)
+        key = _signer(report, supplied, at)
         chain = verify_chain(key, supplied, self._roots, at=at)
         _check_binding(report, key)
-        try:
-            key.public_key.verify(report.signature, report.signed, ec.ECDSA(hashes.SHA384()))
-        except InvalidSignature:
+        if not _is_signed_by(report, key):
             raise EvidenceRefusedError(
                 f"the report is not signed by the {key.signing_key.value.upper()} that was supplied with it",
                 "signature",
-            ) from None
+            )
         return Claims(
             kind=self.kind,
             measurements={
@@ -63,17 +61,35 @@ class SnpVerifier:
         )
 
 
-def _signer(report: AttestationReport, supplied: Endorsements) -> EndorsementKey:
-    """The key of the kind that the report names; of several, the one that fits its chip and firmware version best."""
+def _signer(report: AttestationReport, supplied: Endorsements, at: float) -> EndorsementKey:
+    """The key to verify with: of the kind that the report names, and of several the one that fits it best.
+
+    First by chip and firmware version, which tells a fleet's chips apart; then by the signature, for the keys of
+    several providers; then by time, as AMD makes a new certificate for the same key whenever it is asked.
+    """
     keys = [parse_endorsement_key(item) for item in supplied.certificates if is_endorsement_key(item)]
-    fitting = [key for key in keys if key.signing_key is report.signing_key]
-    if not fitting:
+    keys = [key for key in keys if key.signing_key is report.signing_key]
+    if not keys:
         raise EvidenceRefusedError(
             f"the certificate of the {report.signing_key.value.upper()} is missing; supply the one that AMD issued for "
             "this chip and firmware version",
             "collateral_missing",
         )
-    return max(fitting, key=lambda key: (key.chip_id == report.chip_id, key.tcb == report.reported_tcb))
+
+    def fit(key: EndorsementKey) -> tuple[bool, bool]:
+        return key.chip_id == report.chip_id, key.tcb == report.reported_tcb
+
+    best = max(map(fit, keys))
+    keys = [key for key in keys if fit(key) == best]
+    return max(keys, key=lambda key: (_is_signed_by(report, key), key.is_valid(at))) if len(keys) > 1 else keys[0]
+
+
+def _is_signed_by(report: AttestationReport, key: EndorsementKey) -> bool:
+    try:
+        key.public_key.verify(report.signature, report.signed, ec.ECDSA(hashes.SHA384()))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _check_binding(report: AttestationReport, key: EndorsementKey) -> None:

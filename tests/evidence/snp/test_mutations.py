@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tensorguard.errors import EvidenceRefusedError
+from tensorguard.evidence.snp.claims import SnpClaims
 from tensorguard.evidence.snp.product import Product
 from tensorguard.evidence.snp.verifier import SnpVerifier
 from tests.support.attestation_vectors import vector_directory
@@ -74,6 +75,21 @@ def test_synthetic(part: int) -> None:
 def test_real(names: tuple[str, str, str], part: int) -> None:
     verify, parts = real(*names)
     assert accepted_changes(verify, parts, part) == []
+
+
+def test_revocation_list() -> None:
+    """A changed list is refused or, where it is now somebody else's, not counted: a policy can require one."""
+    chip = snp.chip()
+    verifier, report, crl = SnpVerifier(chip.roots), chip.report(), chip.ark.revoke(number=7)
+    for offset in range(len(crl)):
+        changed = bytearray(crl)
+        changed[offset] ^= 1 << offset % 8
+        try:
+            details = verifier.verify(report, [*chip.endorsements, bytes(changed)], at=snp.AT).details
+        except EvidenceRefusedError:
+            continue
+        assert isinstance(details, SnpClaims)
+        assert details.crl_number is None, offset
 
 
 def test_unused_bits_of_a_signature() -> None:

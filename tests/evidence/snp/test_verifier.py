@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import datetime
+
 import pytest
 
 from tensorguard.errors import EvidenceRefusedError
@@ -124,3 +126,20 @@ def test_amd_is_trusted_unless_told_otherwise(refusal: Refusal) -> None:
     with pytest.raises(EvidenceRefusedError) as refused:
         SnpVerifier().verify(chip.report(), chip.endorsements, at=snp.AT)
     assert refused.value.detail == "root_not_trusted"
+
+
+def test_a_folder_has_the_keys_of_several_providers() -> None:
+    """Their VLEKs name no chip, and two may be of the same firmware version."""
+    other = snp.chip(Product.MILAN, "vlek", key=snp.ec_key("another provider"), amd={"5": snp.der_text("CN=other")})
+    chip = snp.chip(Product.MILAN, "vlek", ask=other.ask)
+    for supplied in ([*other.endorsements, *chip.endorsements], [*chip.endorsements, *other.endorsements]):
+        details = verify(chip, endorsements=supplied).details
+        assert isinstance(details, SnpClaims)
+        assert details.csp_id == snp.CSP_ID
+
+
+def test_a_folder_has_two_certificates_of_one_key() -> None:
+    old = snp.chip(life=datetime.timedelta(hours=1))
+    new = snp.chip(ask=old.ask)
+    for supplied in ([*old.endorsements, *new.endorsements], [*new.endorsements, *old.endorsements]):
+        verify(new, endorsements=supplied)
