@@ -6,9 +6,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tensorguard.errors import EvidenceRefusedError
 from tensorguard.evidence.snp.claims import SigningKey
 from tensorguard.evidence.snp.endorsement_key import is_endorsement_key, parse_endorsement_key
-from tensorguard.evidence.snp.endorsements import parse_endorsements
 from tensorguard.evidence.snp.product import Product
-from tests.support.attestation_vectors import vector_directory
 from tests.support.synthetic_pki import snp
 
 
@@ -92,10 +90,3 @@ def test_turin_has_its_own() -> None:
 def test_other_keys_are_refused() -> None:
     assert refusal(snp.chip(key=snp.ec_key("p256", ec.SECP256R1))) == "malformed"
     assert refusal(snp.chip(key=snp.rsa_key("not ec"))) == "malformed"
-
-
-def test_a_real_turin_key_without_a_report() -> None:
-    [certificate] = parse_endorsements([(vector_directory("snp") / "virtee_vcek_turin.der").read_bytes()]).certificates
-    key = parse_endorsement_key(certificate)
-    assert key.product is Product.TURIN
-    assert key.tcb == bytes([0, 0, 0, 0, 0, 0, 0, 9])

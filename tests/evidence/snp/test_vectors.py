@@ -17,9 +17,11 @@ from tensorguard.errors import EvidenceRefusedError
 from tensorguard.evidence.appraisal import evidence_appraisal
 from tensorguard.evidence.claims import Claims, Role
 from tensorguard.evidence.policy import Policy, parse_policy
-from tensorguard.evidence.snp.chain import AMD_ROOTS
+from tensorguard.evidence.snp.chain import AMD_ROOTS, verify_chain
 from tensorguard.evidence.snp.claims import SigningKey, SnpClaims
-from tensorguard.evidence.snp.product import TcbVersion
+from tensorguard.evidence.snp.endorsement_key import is_endorsement_key, parse_endorsement_key
+from tensorguard.evidence.snp.endorsements import parse_endorsements
+from tensorguard.evidence.snp.product import Product, TcbVersion
 from tensorguard.evidence.snp.verifier import SnpVerifier
 from tests.support.attestation_vectors import vector_directory
 
@@ -150,6 +152,15 @@ def test_all_pinned_roots_are_amds(chain: str) -> None:
     """The roots of both kinds of chain of each product, whether there is a report for it or not."""
     _, root = x509.load_pem_x509_certificates(read(f"{chain}.pem"))
     assert AMD_ROOTS[hashlib.sha256(root.public_bytes(Encoding.DER)).hexdigest()].value in chain
+
+
+def test_a_turin_vcek_without_a_report() -> None:
+    """Its chain is all that there is to verify."""
+    supplied = parse_endorsements([read("ask_ark_turin_vcek.pem"), read("virtee_vcek_turin.der")])
+    [key] = [parse_endorsement_key(item) for item in supplied.certificates if is_endorsement_key(item)]
+    assert (key.product, key.tcb.hex()) == (Product.TURIN, "0000000000000009")
+    at = datetime.datetime(2025, 1, 1, tzinfo=datetime.timezone.utc).timestamp()
+    assert verify_chain(key, supplied, AMD_ROOTS, at=at).product is Product.TURIN
 
 
 def documented_policy() -> Policy:

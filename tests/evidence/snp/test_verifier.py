@@ -143,3 +143,12 @@ def test_a_folder_has_two_certificates_of_one_key() -> None:
     new = snp.chip(ask=old.ask)
     for supplied in ([*old.endorsements, *new.endorsements], [*new.endorsements, *old.endorsements]):
         verify(new, endorsements=supplied)
+
+
+def test_the_second_form_of_a_signature_says_the_same() -> None:
+    """What nobody can prevent: it is why nothing takes the digest of a report for its identity."""
+    chip = snp.chip()
+    report = chip.report()
+    order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
+    other = (order - int.from_bytes(report[0x2E8:0x330], "little")).to_bytes(72, "little")
+    assert verify(chip, report=report[:0x2E8] + other + report[0x330:]) == verify(chip, report=report)
