@@ -6,13 +6,12 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
-from services.attestor.decisions import decision
-from services.attestor.nonces import NonceStore
+from services.attestor.decisions import Decision, Decisions
 from tensorguard.errors import ConfigurationError, EvidenceRefusedError, InvalidInputError
 from tensorguard.evidence.appraisal import appraisal_of, require_evidence_kind
-from tensorguard.evidence.audit import AuditLog
-from tensorguard.evidence.claims import EvidenceKind, Role
+from tensorguard.evidence.claims import Claims, EvidenceKind, Role
 from tensorguard.evidence.ear import IssuedToken, issue_token
 from tensorguard.evidence.endorsements import EndorsementDirectory
 from tensorguard.evidence.identity import PublicIdentity
@@ -21,11 +20,16 @@ from tensorguard.evidence.platform import EvidenceVerifier
 from tensorguard.evidence.policy import Policy
 from tensorguard.evidence.report_data import binding
 from tensorguard.package.names import check_name
+from tensorguard.store.nonces import NonceStore
+from tensorguard.store.revocations import check_package_not_revoked, check_workload_not_revoked, keep_attestation
 
 MAX_EVIDENCE_BYTES = 64 * 1024
 MAX_ENDORSEMENTS = 16
 MAX_ENDORSEMENTS_BYTES = 128 * 1024
 MAX_TLS_KEY_BYTES = 1024
+CHIP_FIELDS = ("chip_id", "ppid")
+"""What the claims of AMD and Intel evidence call the machine's id."""
+_COLLATERAL_FIELDS = ("tcb_status", "tcb_eval_data_number", "collateral_issued_at", "collateral_expires_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Appraiser:
         policy: Policy,
         verifiers: Mapping[EvidenceKind, EvidenceVerifier],
         nonces: NonceStore,
-        audit: AuditLog,
+        decisions: Decisions,
         *,
         endorsements: EndorsementDirectory | None = None,
         clock: Callable[[], float] = time.time,
@@ -68,13 +72,13 @@ class Appraiser:
         self._policy = policy
         self._verifiers = verifiers
         self._nonces = nonces
-        self._audit = audit
+        self._decisions = decisions
         self._endorsements = endorsements if endorsements is not None else EndorsementDirectory(None)
         self._clock = clock
 
-    def attest(self, request: AttestationRequest) -> IssuedToken:
-        """A token for the workload. Raises NonceError, InvalidInputError or EvidenceRefusedError."""
-        with decision(self._audit, "attest") as record:
+    def attest(self, request: AttestationRequest, *, peer: str) -> IssuedToken:
+        """A token for the workload. Raises NonceError, InvalidInputError, EvidenceRefusedError or RevokedError."""
+        with self._decisions.deciding("attest", peer) as record:
             record.update(
                 policy_sha256=self._policy.sha256,
                 evidence_kind=request.evidence_kind,
@@ -86,11 +90,44 @@ class Appraiser:
             )
             # Before anything else is looked at: a nonce is good for one attempt, not for one success.
             self._nonces.consume(request.nonce)
-            issued = self._appraise(request)
-            record.update(holder=request.identity.thumbprint, jti=issued.token_id)
+            claims, now = self._appraise(request)
+            issued = issue_token(
+                self._key,
+                self._policy,
+                claims,
+                request.identity,
+                tenant=request.tenant,
+                role=request.role,
+                package_id=request.package_id,
+                tls_key_sha256=hashlib.sha256(request.tls_key).hexdigest() if request.tls_key else "",
+                nonce=request.nonce,
+                now=now,
+            )
+            self._accept(record, request, claims, issued, int(now))
         return issued
 
-    def _appraise(self, request: AttestationRequest) -> IssuedToken:
+    def _accept(
+        self, record: Decision, request: AttestationRequest, claims: Claims, issued: IssuedToken, now: int
+    ) -> None:
+        holder, measurements, chips = request.identity.thumbprint, set(claims.measurements.values()), chips_of(claims)
+        record.update(holder=holder, jti=issued.token_id, **_collateral(claims))
+        with record.accepting() as connection:
+            check_workload_not_revoked(connection, holder, measurements, chips)
+            if request.package_id:
+                check_package_not_revoked(connection, request.tenant, request.package_id)
+            keep_attestation(
+                connection,
+                issued.token_id,
+                holder,
+                request.tenant,
+                measurements,
+                chips,
+                expires_at=issued.expires_at,
+                now=now,
+            )
+
+    def _appraise(self, request: AttestationRequest) -> tuple[Claims, float]:
+        """The claims, and the time at which they were found good."""
         _check_bounds(request)
         try:
             kind = EvidenceKind(request.evidence_kind)
@@ -111,18 +148,23 @@ class Appraiser:
         endorsements = (*self._endorsements.of(kind), *request.endorsements)
         claims = self._verifiers[kind].verify(request.evidence, endorsements, at=now)
         checks.verify(claims)
-        return issue_token(
-            self._key,
-            self._policy,
-            claims,
-            request.identity,
-            tenant=request.tenant,
-            role=request.role,
-            package_id=request.package_id,
-            tls_key_sha256=hashlib.sha256(request.tls_key).hexdigest() if request.tls_key else "",
-            nonce=request.nonce,
-            now=now,
-        )
+        return claims, now
+
+
+def _collateral(claims: Claims) -> dict[str, str | int]:
+    """What the maker's collateral said, for the record."""
+    found = {name: getattr(claims.details, name, None) for name in _COLLATERAL_FIELDS}
+    return {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in found.items()
+        if isinstance(value, (str, int))
+    }
+
+
+def chips_of(claims: Claims) -> tuple[str, ...]:
+    """Ids of the machine in the evidence, lower-case hex; none where a platform has no such id."""
+    details = claims.details
+    return tuple(value for name in CHIP_FIELDS if isinstance(value := getattr(details, name, None), str) and value)
 
 
 def _check_bounds(request: AttestationRequest) -> None:

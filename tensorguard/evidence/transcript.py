@@ -11,6 +11,7 @@ ATTEST: Final = "tssp-attest/v1"
 RELEASE: Final = "tssp-release/v1"
 RENEW: Final = "tssp-renew/v1"
 SEALED_KEY: Final = "tssp-sealed-key/v1"
+WATCH: Final = "tssp-watch/v1"
 
 
 def encode(domain: str, *fields: Field) -> bytes:

@@ -29,7 +29,6 @@ from tensorguard.errors import (
     TokenError,
     TokenExpiredError,
 )
-from tensorguard.evidence.audit import AuditLog, verify_audit_log
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.release import Release, release_transcript, renew_transcript
@@ -37,6 +36,7 @@ from tensorguard.evidence.workload import Workload
 from tensorguard.observability.logging import configure_logging
 from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2 as pb
 from tensorguard.rpc.status import from_rpc_error
+from tensorguard.store.audit import AuditLog
 
 from .conftest import BUDGET, CONTENT_KEY, GRANT, LEASE_SECONDS, Bench
 
@@ -79,8 +79,7 @@ def test_release_and_renew(bench: Bench) -> None:
     renewed = workload.renew(released.terms.lease_id, tokens_used=100, tokens_wanted=50)
     assert renewed.tokens_granted == 150
     assert renewed.expires_at == bench.clock() + LEASE_SECONDS
-    head = verify_audit_log(bench.audit_file, workload.client.jwks())
-    assert head.records == workload.client.status().audit_records
+    assert len(bench.audit_lines) == workload.client.status().audit_records
 
 
 def test_grants_come_in_chunks(bench: Bench) -> None:
@@ -364,10 +363,10 @@ def test_no_key_without_an_audit_record(bench: Bench, monkeypatch: pytest.Monkey
     workload = bench.workload()
     workload.token()
 
-    def broken(self: AuditLog, event: str, fields: object) -> None:
+    def broken(self: AuditLog, connection: object, event: str, fields: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(AuditLog, "append", broken)
+    monkeypatch.setattr(AuditLog, "_append", broken)
     with pytest.raises(InternalError):
         workload.release_key(bench.release, tokens_wanted=10)
     monkeypatch.undo()
@@ -400,10 +399,10 @@ def test_neither_logs_nor_audit_nor_errors_hold_secrets(bench: Bench, log_text: 
         with pytest.raises(TenSafeError) as error:
             attempt()
         messages.append(str(error.value))
-    text = "\n".join([log_text.getvalue(), bench.audit_file.read_text(), *messages, repr(released)])
+    text = "\n".join([log_text.getvalue(), b"".join(bench.audit_lines).decode(), *messages, repr(released)])
     assert "decided" in text
     secret_texts = [workload.token(), workload.token().split(".")[2], CONTENT_KEY.hex(), repr(CONTENT_KEY)]
     secret_texts += [base64.b64encode(CONTENT_KEY).decode(), "PRIVATE KEY"]
     for secret in secret_texts:
         assert secret not in text
-    assert all(json.loads(line) for line in bench.audit_file.read_text().splitlines())
+    assert all(json.loads(line) for line in bench.audit_lines)

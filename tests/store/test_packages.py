@@ -18,7 +18,9 @@ from tensorguard.errors import (
     PackageKeyError,
     PermissionDeniedError,
 )
-from tensorguard.package.registry import PackageKeyRegistry
+from tensorguard.store.database import FILE_NAME
+from tensorguard.store.packages import PackageKeyRegistry
+from tensorguard.store.state import AttestorState
 
 DIGEST = "ab" * 32
 KEY = bytes(range(32))
@@ -40,12 +42,12 @@ def release(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> PackageKeyRegistry:
-    return PackageKeyRegistry(tmp_path / "attestor")
+    return AttestorState.open(tmp_path / "attestor").packages
 
 
 def test_returns_what_was_registered(registry: PackageKeyRegistry, tmp_path: Path) -> None:
     stored = registry.register(**release())
-    found = PackageKeyRegistry(tmp_path / "attestor").lookup("acme", "law-style", 1, f"{1:064x}")
+    found = AttestorState.open(tmp_path / "attestor").packages.lookup("acme", "law-style", 1, f"{1:064x}")
     assert found == stored
     assert found.content_key == KEY
     assert found.token_budget == 1000
@@ -53,7 +55,7 @@ def test_returns_what_was_registered(registry: PackageKeyRegistry, tmp_path: Pat
 
 def test_files_are_private_and_hold_no_key(registry: PackageKeyRegistry, tmp_path: Path) -> None:
     registry.register(**release())
-    for name in ("packages.sqlite3", "kek"):
+    for name in (FILE_NAME, "kek", "audit.head"):
         path = tmp_path / "attestor" / name
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert KEY not in path.read_bytes()
@@ -138,11 +140,17 @@ def test_malformed_values_are_refused(registry: PackageKeyRegistry, changes: dic
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("token_budget", 10**9), ("expires_at", 2**40), ("key_id", "ee" * 16), ("registered_at", 1)],
+    [
+        ("token_budget", 10**9),
+        ("expires_at", 2**40),
+        ("key_id", "ee" * 16),
+        ("registered_at", 1),
+        ("release_policy_sha256", DIGEST),
+    ],
 )
 def test_an_edited_row_gives_no_key(registry: PackageKeyRegistry, tmp_path: Path, column: str, value: Any) -> None:
     registry.register(**release())
-    with sqlite3.connect(tmp_path / "attestor" / "packages.sqlite3") as connection:
+    with sqlite3.connect(tmp_path / "attestor" / FILE_NAME) as connection:
         connection.execute(f"UPDATE packages SET {column} = ?", (value,))
     with pytest.raises(PackageKeyError):
         registry.lookup("acme", "law-style", 1, f"{1:064x}")
@@ -151,32 +159,32 @@ def test_an_edited_row_gives_no_key(registry: PackageKeyRegistry, tmp_path: Path
 def test_a_key_moved_to_another_row_gives_no_key(registry: PackageKeyRegistry, tmp_path: Path) -> None:
     registry.register(**release(sequence=1))
     registry.register(**release(sequence=2))
-    with sqlite3.connect(tmp_path / "attestor" / "packages.sqlite3") as connection:
+    with sqlite3.connect(tmp_path / "attestor" / FILE_NAME) as connection:
         connection.execute("UPDATE packages SET wrapped_key = (SELECT wrapped_key FROM packages WHERE sequence = 1)")
     with pytest.raises(PackageKeyError):
         registry.lookup("acme", "law-style", 2, f"{2:064x}")
 
 
-def test_a_lost_or_shared_kek_is_refused(registry: PackageKeyRegistry, tmp_path: Path) -> None:
+def test_a_lost_or_other_kek_is_refused(registry: PackageKeyRegistry, tmp_path: Path) -> None:
     registry.register(**release())
     kek = tmp_path / "attestor" / "kek"
-    kek.chmod(0o644)
-    with pytest.raises(ConfigurationError, match="chmod 600"):
-        PackageKeyRegistry(tmp_path / "attestor")
     kek.unlink()
     with pytest.raises(ConfigurationError, match="restore it"):
-        PackageKeyRegistry(tmp_path / "attestor")
+        AttestorState.open(tmp_path / "attestor")
     kek.write_bytes(os.urandom(32))
     kek.chmod(0o600)
-    with pytest.raises(PackageKeyError):
-        PackageKeyRegistry(tmp_path / "attestor").lookup("acme", "law-style", 1, f"{1:064x}")
+    with pytest.raises(ConfigurationError, match="wrapped under the key-encryption key"):
+        AttestorState.open(tmp_path / "attestor")
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    PackageKeyRegistry(tmp_path)
-    (tmp_path / "packages.sqlite3").write_bytes(b"not a database" * 100)
-    with pytest.raises(ConfigurationError, match="cannot use"):
-        PackageKeyRegistry(tmp_path)
+def test_another_tenants_package_looks_like_none(registry: PackageKeyRegistry) -> None:
+    registry.register(**release(tenant="other"))
+    messages = set()
+    for digest in (f"{1:064x}", DIGEST):
+        with pytest.raises(NotFoundError) as refused:
+            registry.lookup("acme", "law-style", 1, digest)
+        messages.add(refused.value.message)
+    assert len(messages) == 1
 
 
 def test_one_of_many_concurrent_registrations_wins(registry: PackageKeyRegistry) -> None:
