@@ -37,6 +37,7 @@ class Attestor:
     """An attestor that is bound to its address and not started yet."""
 
     server: Server
+    servicer: AttestorServicer
     state: AttestorState
     decisions: Decisions
 
@@ -107,7 +108,7 @@ def build_attestor(settings: AttestorSettings, *, clock: Callable[[], float] = t
         policy_version=version,
         policy_sha256=policy.sha256,
     )
-    return Attestor(server, state, decisions)
+    return Attestor(server, servicer, state, decisions)
 
 
 def _rate(per_second: float) -> Rate:

@@ -13,6 +13,7 @@ from services.he_lora.adapters import AdapterStore
 from services.he_lora.evaluation import Evaluation
 from services.he_lora.leases import LeaseKeeper
 from services.he_lora.loading import PackageOpener
+from services.he_lora.revocations import RevocationFollower
 from services.he_lora.servicer import HeLoraServicer
 from services.he_lora.sessions import SessionRegistry
 from services.he_lora.settings import HeLoraSettings
@@ -39,6 +40,7 @@ class Coprocessor:
     server: Server
     servicer: HeLoraServicer
     keepers: tuple[LeaseKeeper, ...]
+    follower: RevocationFollower
     client: AttestorClient
     engine: Engine[Any]
     stop_metrics: Callable[[], None]
@@ -47,10 +49,12 @@ class Coprocessor:
         """Serve, and keep the leases."""
         for keeper in self.keepers:
             keeper.start()
+        self.follower.start()
         self.server.start()
 
     def close(self) -> None:
         """Report the tokens used and release everything; call after the server has stopped."""
+        self.follower.stop()
         for keeper in self.keepers:
             keeper.stop()
         self.engine.close()
@@ -110,7 +114,8 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         ),
     )
     stop_metrics = serve_metrics(settings.metrics_listen) if settings.metrics_listen else _nothing
-    return Coprocessor(server, servicer, tuple(keepers), client, engine, stop_metrics)
+    follower = RevocationFollower(store.all()[0].workload, keepers, registry)
+    return Coprocessor(server, servicer, tuple(keepers), follower, client, engine, stop_metrics)
 
 
 def _nothing() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,9 +22,11 @@ from tensorguard.evidence.release import (
     REQUEST_NONCE_BYTES,
     LeaseTerms,
     Release,
+    RevocationNotice,
     release_transcript,
     renew_transcript,
     sealed_key_info,
+    watch_transcript,
 )
 from tensorguard.evidence.report_data import binding
 from tensorguard.evidence.roles import role_to_proto
@@ -33,6 +35,8 @@ from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2, attestor
 from tensorguard.rpc.status import from_rpc_error
 
 CONTENT_KEY_BYTES = 32
+_WATCH_SECONDS = 360.0
+"""Longer than any token lives: a stream that has not ended by then is dead."""
 _Response = TypeVar("_Response")
 
 
@@ -194,6 +198,24 @@ class AttestorClient:
             ),
         )
         return LeaseTerms(lease_id, answer.lease_expires_at, answer.tokens_granted)
+
+    def watch_revocations(self, identity: WorkloadIdentity, token: str, after: int) -> Iterator[RevocationNotice]:
+        """Revocations behind number `after` that concern the token's tenant, as they come, until the token expires.
+
+        Raises what the attestor refuses the token with, UnavailableError when the stream breaks.
+        """
+        nonce = secrets.token_bytes(REQUEST_NONCE_BYTES)
+        request = attestor_pb2.WatchRevocationsRequest(
+            token=token,
+            signature=identity.sign(watch_transcript(self.attestor_thumbprint, token, after, nonce)),
+            request_nonce=nonce,
+            after=after,
+        )
+        try:
+            for answer in self._stub.WatchRevocations(request, timeout=_WATCH_SECONDS):
+                yield RevocationNotice(answer.number, answer.package_id, answer.sequence, tuple(answer.workloads))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, f"attestor {self.endpoint}") from None
 
     def status(self) -> attestor_pb2.GetStatusResponse:
         """What the attestor says it is."""

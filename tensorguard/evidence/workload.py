@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.client import AttestorClient, ReleasedKey
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.platform import Platform
-from tensorguard.evidence.release import LeaseTerms, Release
+from tensorguard.evidence.release import LeaseTerms, Release, RevocationNotice
 
 REFRESH_SECONDS = 60.0
 
@@ -67,6 +67,10 @@ class Workload:
     def release_key(self, release: Release, *, tokens_wanted: int) -> ReleasedKey:
         """`AttestorClient.release_key` under the current token."""
         return self.client.release_key(self.identity, self.token(), release, tokens_wanted=tokens_wanted)
+
+    def watch_revocations(self, after: int) -> Iterator[RevocationNotice]:
+        """`AttestorClient.watch_revocations` under the current token."""
+        return self.client.watch_revocations(self.identity, self.token(), after)
 
     def renew(self, lease_id: str, *, tokens_used: int, tokens_wanted: int) -> LeaseTerms:
         """`AttestorClient.renew` under the current token."""
