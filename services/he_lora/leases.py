@@ -46,6 +46,7 @@ class LeaseKeeper:
         self._retry = self._reopen_pause = retry_seconds
         self._stop = threading.Event()
         self._revoked: RevokedError | None = None
+        self._revocations = 0
         self._set_marks(adapter)
         self._thread = threading.Thread(target=self._run, name=f"lease-{adapter.name}", daemon=True)
 
@@ -68,6 +69,7 @@ class LeaseKeeper:
     def revoke(self, cause: RevokedError) -> None:
         """Serve the adapter no longer; who asks for it gets `cause`. Called by any thread."""
         self._revoked = cause
+        self._revocations += 1
         adapter = self._adapter
         if adapter is not None:
             adapter.meter.end()
@@ -122,7 +124,7 @@ class LeaseKeeper:
         return True
 
     def _reopen(self) -> float:
-        self._revoked = None
+        before = self._revocations
         try:
             adapter = self._open_again()
         except TenSafeError as error:
@@ -134,8 +136,10 @@ class LeaseKeeper:
         self._reopen_pause = self._retry
         self._store.put(adapter)
         self._adapter = adapter
-        if self._revoked is not None:  # while it was being opened
+        if self._revoked is not None and self._revocations != before:  # while it was being opened
             self.revoke(self._revoked)
+        else:
+            self._revoked = None
         self._set_marks(adapter)
         log.info("adapter opened again", adapter=self._name)
         return 0.0

@@ -21,6 +21,7 @@ from tensorguard.evidence.platform import Evidence
 from tensorguard.evidence.report_data import Binding
 from tensorguard.evidence.result import AttestationResult
 from tensorguard.evidence.tdx.verifier import TdxVerifier
+from tests.support.audit import last_record
 from tests.support.policies import tdx_policy
 from tests.support.synthetic_pki.tdx import MRTD, NOW, Collateral, Pki, Quote
 
@@ -60,7 +61,7 @@ class Site:
         """The error, and what the audit log has as its reason."""
         with pytest.raises(TenSafeError) as refused:
             self.attest(platform)
-        last = json.loads((self.folder / "state" / "audit.jsonl").read_text().splitlines()[-1])
+        last = last_record(self.attestor.state)
         return type(refused.value), last["detail"]
 
 

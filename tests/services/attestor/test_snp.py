@@ -20,6 +20,7 @@ from tensorguard.evidence.platform import Platform
 from tensorguard.evidence.result import AttestationResult
 from tensorguard.evidence.snp.collector import SnpPlatform
 from tensorguard.evidence.snp.verifier import SnpVerifier
+from tests.support.audit import last_record
 from tests.support.fake_tsm import FakeTsm
 from tests.support.policies import snp_policy
 from tests.support.synthetic_pki import snp
@@ -72,7 +73,7 @@ class Site:
         """The reason that the audit log has."""
         with pytest.raises(EvidenceRefusedError):
             self.attest()
-        return str(json.loads((self.folder / "state" / "audit.jsonl").read_text().splitlines()[-1])["detail"])
+        return str(last_record(self.attestor.state)["detail"])
 
 
 @pytest.fixture
