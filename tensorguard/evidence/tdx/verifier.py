@@ -68,21 +68,21 @@ class TdxVerifier:
         given = sort_endorsements(tuple(endorsements))
         fmspc = _platform_family(pck)
         tcb_info, qe_identity = given.tcb_info(fmspc, at), given.qe_identity(at)
-        signer = _signer(given, tcb_info, qe_identity, root)
+        tcb_signer, qe_signer = _signer(given, tcb_info, root), _signer(given, qe_identity, root)
         root_crl, pck_crl = given.revocation_list(root, at), given.revocation_list(authority, at)
-        check_times((pck, authority, root, signer), at)
+        check_times((pck, authority, root, tcb_signer, qe_signer), at)
         for begins, ends in windows((tcb_info, qe_identity, root_crl, pck_crl)):
             _check_window(begins, ends, at)
-        check_revocation(root_crl, root, (authority, signer, root))
+        check_revocation(root_crl, root, (authority, tcb_signer, qe_signer, root))
         check_revocation(pck_crl, authority, (pck,))
         collateral = dcap_qvl.QuoteCollateralV3(
             pck_crl_issuer_chain=to_pem(authority, root).decode(),
             root_ca_crl=root_crl.public_bytes(serialization.Encoding.DER),
             pck_crl=pck_crl.public_bytes(serialization.Encoding.DER),
-            tcb_info_issuer_chain=to_pem(signer, root).decode(),
+            tcb_info_issuer_chain=to_pem(tcb_signer, root).decode(),
             tcb_info=tcb_info.text,
             tcb_info_signature=tcb_info.signature,
-            qe_identity_issuer_chain=to_pem(signer, root).decode(),
+            qe_identity_issuer_chain=to_pem(qe_signer, root).decode(),
             qe_identity=qe_identity.text,
             qe_identity_signature=qe_identity.signature,
         )
@@ -145,16 +145,14 @@ def _platform_family(pck: x509.Certificate) -> str:
         raise EvidenceRefusedError("the PCK certificate does not name its platform family", "malformed") from None
 
 
-def _signer(
-    given: Endorsements, tcb_info: SignedDocument, qe_identity: SignedDocument, root: x509.Certificate
-) -> x509.Certificate:
-    """The certificate below the root whose key signed both documents."""
+def _signer(given: Endorsements, document: SignedDocument, root: x509.Certificate) -> x509.Certificate:
+    """The certificate below the root whose key signed the document."""
     for certificate in given.certificates:
-        signed_both = all(_signed(document, certificate) for document in (tcb_info, qe_identity))
-        if signed_both and is_issued(certificate, root):
+        if _signed(document, certificate) and is_issued(certificate, root):
             return certificate
     raise EvidenceRefusedError(
-        "no certificate of the trusted root among the endorsements signed TCB info and QE identity", "signature"
+        f"no certificate of the trusted root among the endorsements signed the collateral's {document.id} document",
+        "signature",
     )
 
 

@@ -99,6 +99,26 @@ def test_every_part_is_needed(missing: int) -> None:
     assert refusal(files=parts) == ("signature" if missing == 2 else "collateral_missing")
 
 
+def test_documents_may_have_signers_of_their_own() -> None:
+    """As while Intel replaces its signing certificate; each of them has to be in time and not revoked."""
+    old = replace(PKI, signer_key="old")
+    tcb_info, _, _, *lists = Collateral().parts()
+    for pki, reason in (
+        (old, None),
+        (replace(old, signer_times=PAST), "certificate_expired"),
+        (replace(old, root_name="evil"), "signature"),
+    ):
+        qe_identity = Collateral(pki=pki, tcb_key="old").parts()[1]
+        files = [tcb_info, qe_identity, pem(PKI.tcb_signer), pem(pki.tcb_signer), *lists]
+        if reason is None:
+            assert verify(files=files) == verify()
+        else:
+            assert refusal(files=files) == reason
+        for certificate in (PKI.tcb_signer, pki.tcb_signer):
+            revoked = [*files[:4], PKI.root_crl(certificate), lists[1]]
+            assert refusal(files=revoked) in ("revoked", reason)
+
+
 def test_no_endorsements_at_all() -> None:
     assert refusal(files=[]) == "collateral_missing"
 

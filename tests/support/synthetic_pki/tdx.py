@@ -71,6 +71,7 @@ class Pki:
     ca_times: Times = Times(NOW - 500 * DAY, NOW + 500 * DAY)
     pck_times: Times = Times(NOW - 100 * DAY, NOW + 100 * DAY)
     signer_times: Times = Times(NOW - 100 * DAY, NOW + 100 * DAY)
+    signer_key: str = "tcb"
     machine: Machine | None = Machine()
     """None: the PCK certificate says nothing about it."""
 
@@ -95,7 +96,7 @@ class Pki:
     @property
     def tcb_signer(self) -> x509.Certificate:
         return _certificate(
-            "Intel SGX TCB Signing", "tcb", "Intel SGX Root CA", self.root_name, self.signer_times, None
+            "Intel SGX TCB Signing", self.signer_key, "Intel SGX Root CA", self.root_name, self.signer_times, None
         )
 
     @property
