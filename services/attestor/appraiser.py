@@ -16,9 +16,13 @@ from tensorguard.evidence.ear import IssuedToken, issue_token
 from tensorguard.evidence.endorsements import EndorsementDirectory
 from tensorguard.evidence.identity import PublicIdentity
 from tensorguard.evidence.keys import AttestorKey
+from tensorguard.evidence.nvidia.checks import appraise_gpus
+from tensorguard.evidence.nvidia.claims import GpuClaims
+from tensorguard.evidence.nvidia.verifier import MAX_EVIDENCE_BYTES as MAX_GPU_EVIDENCE_BYTES
+from tensorguard.evidence.nvidia.verifier import GpuVerifier
 from tensorguard.evidence.platform import EvidenceVerifier
 from tensorguard.evidence.policy import Policy
-from tensorguard.evidence.report_data import binding
+from tensorguard.evidence.report_data import binding, gpu_nonce
 from tensorguard.package.names import check_name
 from tensorguard.store.nonces import NonceStore
 from tensorguard.store.revocations import check_package_not_revoked, check_workload_not_revoked, keep_attestation
@@ -45,6 +49,7 @@ class AttestationRequest:
     tenant: str
     role: Role
     package_id: str
+    gpu_evidence: bytes = b""
 
 
 class Appraiser:
@@ -59,6 +64,7 @@ class Appraiser:
         decisions: Decisions,
         *,
         endorsements: EndorsementDirectory | None = None,
+        gpu_verifier: GpuVerifier | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Raises ConfigurationError when the policy names a kind of evidence without a verifier."""
@@ -74,6 +80,7 @@ class Appraiser:
         self._nonces = nonces
         self._decisions = decisions
         self._endorsements = endorsements if endorsements is not None else EndorsementDirectory(None)
+        self._gpu_verifier = gpu_verifier if gpu_verifier is not None else GpuVerifier()
         self._clock = clock
 
     def attest(self, request: AttestationRequest, *, peer: str) -> IssuedToken:
@@ -88,9 +95,11 @@ class Appraiser:
                 role=request.role.value,
                 package_id=request.package_id,
             )
+            if request.gpu_evidence:
+                record.update(gpu_evidence_sha256=hashlib.sha256(request.gpu_evidence).hexdigest())
             # Before anything else is looked at: a nonce is good for one attempt, not for one success.
             self._nonces.consume(request.nonce)
-            claims, now = self._appraise(request)
+            claims, gpus, now = self._appraise(request)
             issued = issue_token(
                 self._key,
                 self._policy,
@@ -101,15 +110,23 @@ class Appraiser:
                 package_id=request.package_id,
                 tls_key_sha256=hashlib.sha256(request.tls_key).hexdigest() if request.tls_key else "",
                 nonce=request.nonce,
+                gpus=gpus,
                 now=now,
             )
-            self._accept(record, request, claims, issued, int(now))
+            chips = (*chips_of(claims), *(gpu.device_id for gpu in gpus))
+            self._accept(record, request, claims, chips, issued, int(now))
         return issued
 
     def _accept(
-        self, record: Decision, request: AttestationRequest, claims: Claims, issued: IssuedToken, now: int
+        self,
+        record: Decision,
+        request: AttestationRequest,
+        claims: Claims,
+        chips: tuple[str, ...],
+        issued: IssuedToken,
+        now: int,
     ) -> None:
-        holder, measurements, chips = request.identity.thumbprint, set(claims.measurements.values()), chips_of(claims)
+        holder, measurements = request.identity.thumbprint, set(claims.measurements.values())
         record.update(holder=holder, jti=issued.token_id, **_collateral(claims))
         with record.accepting() as connection:
             check_workload_not_revoked(connection, holder, measurements, chips)
@@ -126,8 +143,8 @@ class Appraiser:
                 now=now,
             )
 
-    def _appraise(self, request: AttestationRequest) -> tuple[Claims, float]:
-        """The claims, and the time at which they were found good."""
+    def _appraise(self, request: AttestationRequest) -> tuple[Claims, tuple[GpuClaims, ...], float]:
+        """The claims, those of GPUs that the policy asks about, and the time at which they were found good."""
         _check_bounds(request)
         try:
             kind = EvidenceKind(request.evidence_kind)
@@ -148,7 +165,12 @@ class Appraiser:
         endorsements = (*self._endorsements.of(kind), *request.endorsements)
         claims = self._verifiers[kind].verify(request.evidence, endorsements, at=now)
         checks.verify(claims)
-        return claims, now
+        gpus: tuple[GpuClaims, ...] = ()
+        gpu_policy = self._policy.roles[request.role].gpu
+        if gpu_policy is not None:
+            nonce = gpu_nonce(expected.report_data)
+            gpus = appraise_gpus(gpu_policy, request.gpu_evidence, nonce, self._gpu_verifier, at=now)
+        return claims, gpus, now
 
 
 def _collateral(claims: Claims) -> dict[str, str | int]:
@@ -172,6 +194,8 @@ def _check_bounds(request: AttestationRequest) -> None:
         raise InvalidInputError(f"evidence must have 1 to {MAX_EVIDENCE_BYTES} bytes")
     if len(request.endorsements) > MAX_ENDORSEMENTS or sum(map(len, request.endorsements)) > MAX_ENDORSEMENTS_BYTES:
         raise InvalidInputError(f"at most {MAX_ENDORSEMENTS} endorsements with {MAX_ENDORSEMENTS_BYTES} bytes in all")
+    if len(request.gpu_evidence) > MAX_GPU_EVIDENCE_BYTES:
+        raise InvalidInputError(f"evidence of GPUs must have at most {MAX_GPU_EVIDENCE_BYTES} bytes")
     if len(request.tls_key) > MAX_TLS_KEY_BYTES:
         raise InvalidInputError(f"a TLS key must have at most {MAX_TLS_KEY_BYTES} bytes")
     request.identity.validate()

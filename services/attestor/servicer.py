@@ -83,6 +83,7 @@ class AttestorServicer:
                 tenant=request.tenant,
                 role=role_from_proto(request.role),
                 package_id=request.package_id,
+                gpu_evidence=request.gpu_evidence,
             ),
             peer=peer,
         )

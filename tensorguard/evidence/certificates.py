@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 
@@ -38,6 +38,17 @@ def load_certificate(der: bytes, max_bytes: int) -> x509.Certificate:
     except UNREADABLE:
         raise EvidenceRefusedError("a certificate in the evidence cannot be parsed") from None
     return certificate
+
+
+def load_certificates_pem(pem: bytes, max_bytes: int) -> list[x509.Certificate]:
+    """The certificates in `pem`, in order, at most `MAX_CHAIN`. Raises EvidenceRefusedError (`malformed`)."""
+    if not 0 < len(pem) <= max_bytes or pem.count(b"-----BEGIN") > MAX_CHAIN:
+        raise EvidenceRefusedError(f"a certificate chain is empty, or longer than {max_bytes} bytes or {MAX_CHAIN}")
+    try:
+        ders = [item.public_bytes(serialization.Encoding.DER) for item in x509.load_pem_x509_certificates(pem)]
+    except UNREADABLE:
+        raise EvidenceRefusedError("a certificate chain in the evidence cannot be parsed") from None
+    return [load_certificate(der, max_bytes) for der in ders]
 
 
 def fingerprint(certificate: x509.Certificate) -> str:

@@ -17,7 +17,7 @@ from tensorguard.evidence.claims import Role
 from tensorguard.evidence.ear import TokenVerifier
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.keys import KeySet
-from tensorguard.evidence.platform import Platform
+from tensorguard.evidence.platform import GpuPlatform, Platform
 from tensorguard.evidence.release import (
     REQUEST_NONCE_BYTES,
     LeaseTerms,
@@ -28,7 +28,7 @@ from tensorguard.evidence.release import (
     sealed_key_info,
     watch_transcript,
 )
-from tensorguard.evidence.report_data import binding
+from tensorguard.evidence.report_data import binding, gpu_nonce
 from tensorguard.evidence.roles import role_to_proto
 from tensorguard.rpc.channel import open_channel
 from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2, attestor_pb2_grpc
@@ -98,26 +98,26 @@ class AttestorClient:
         tenant: str,
         package_id: str = "",
         tls_key: bytes = b"",
+        gpus: GpuPlatform | None = None,
     ) -> str:
         """A fresh token for this identity: challenge, evidence, appraisal.
 
         `tls_key`: SubjectPublicKeyInfo of the workload's TLS key, where it has one.
+        `gpus`: of a host whose policy asks about them.
         Raises EvidenceRefusedError when the policy does not accept this workload.
         """
         thumbprint = self.attestor_thumbprint
         nonce = self._call(self._stub.CreateNonce, attestor_pb2.CreateNonceRequest()).nonce
-        collected = platform.collect(
-            binding(
-                nonce,
-                identity.public,
-                attestor_thumbprint=thumbprint,
-                tenant=tenant,
-                role=role,
-                package_id=package_id,
-                tls_key=tls_key,
-            ),
-            role,
+        bound = binding(
+            nonce,
+            identity.public,
+            attestor_thumbprint=thumbprint,
+            tenant=tenant,
+            role=role,
+            package_id=package_id,
+            tls_key=tls_key,
         )
+        collected = platform.collect(bound, role)
         token = self._call(
             self._stub.Attest,
             attestor_pb2.AttestRequest(
@@ -131,6 +131,7 @@ class AttestorClient:
                 tenant=tenant,
                 role=role_to_proto(role),
                 package_id=package_id,
+                gpu_evidence=gpus.collect(gpu_nonce(bound.report_data)) if gpus is not None else b"",
             ),
         ).token
         result = self.verifier().verify(token, role=role, tenant=tenant, package_id=package_id)

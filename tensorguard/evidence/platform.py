@@ -33,6 +33,16 @@ class Platform(Protocol):
         """
 
 
+class GpuPlatform(Protocol):
+    """Collects evidence about the GPUs of the machine it runs on."""
+
+    def collect(self, nonce: bytes) -> bytes:
+        """Reports over a nonce of 32 bytes, as `tensorguard.evidence.nvidia.verifier` reads them.
+
+        Raises ConfigurationError where there are no such GPUs, UnavailableError where there are and they fail.
+        """
+
+
 class EvidenceVerifier(Protocol):
     """Checks that evidence is authentic. Whether it is good enough is the policy's decision."""
 

@@ -18,6 +18,7 @@ from tensorguard.crypto import canonical
 from tensorguard.errors import PolicyError
 from tensorguard.evidence.claims import REQUIRED_MEASUREMENTS, EvidenceKind, Role
 from tensorguard.evidence.nitro.policy import NitroPolicy
+from tensorguard.evidence.nvidia.policy import GpuPolicy
 from tensorguard.evidence.snp.policy import SnpPolicy
 from tensorguard.evidence.strict import Strict
 from tensorguard.evidence.tdx.policy import TdxPolicy
@@ -51,6 +52,8 @@ class RolePolicy(Strict):
     """What may play one role."""
 
     measurements: Annotated[list[MeasurementTuple], Field(min_length=1, max_length=256)]
+    gpu: GpuPolicy | None = None
+    """What its GPUs must be, for an inference host; None: they are not asked about."""
 
 
 class LeaseLimits(Strict):
@@ -90,6 +93,8 @@ class Policy(Strict):
     @model_validator(mode="after")
     def _tuples_are_usable(self) -> Policy:
         for role, rules in self.roles.items():
+            if rules.gpu is not None and role is not Role.INFERENCE:
+                raise ValueError(f"roles.{role.value} has a section 'gpu', but only an inference host has GPUs")
             for entry in rules.measurements:
                 if entry.evidence_kind not in self.evidence_kinds:
                     raise ValueError(

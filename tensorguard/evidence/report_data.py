@@ -72,3 +72,11 @@ def report_data(
             package_id,
         )
     ).digest()
+
+
+def gpu_nonce(report_data: bytes) -> bytes:
+    """What the GPUs of a host are challenged with: SHA-256 over "tssp-gpu-nonce/v1" and the host's report data.
+
+    It follows from the report data, so that one exchange covers the host and its GPUs.
+    """
+    return hashlib.sha256(transcript.encode(transcript.GPU_NONCE, report_data)).digest()

@@ -17,7 +17,8 @@ from tensorguard.evidence.nitro.claims import NitroClaims
 from tensorguard.evidence.nitro.verifier import NitroVerifier
 from tensorguard.evidence.policy import Policy, parse_policy
 from tensorguard.evidence.report_data import Binding, binding
-from tests.support.synthetic_pki.nitro import NOW, PCRS, REGISTERS, Module
+from tests.support.synthetic_pki.certificates import NOW
+from tests.support.synthetic_pki.nitro import PCRS, REGISTERS, Module
 
 SECTION: dict[str, Any] = {"required_claims": ["nonce", "public_key", "user_data"], "instances": "any"}
 IDENTITY = WorkloadIdentity.generate()

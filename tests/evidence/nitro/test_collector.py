@@ -19,7 +19,8 @@ from tensorguard.evidence.nitro.verifier import NitroVerifier
 from tensorguard.evidence.platform import Evidence
 from tensorguard.evidence.platforms import platform_of
 from tensorguard.evidence.report_data import Binding
-from tests.support.synthetic_pki.nitro import NOW, Module
+from tests.support.synthetic_pki.certificates import NOW
+from tests.support.synthetic_pki.nitro import Module
 
 BINDING = Binding(bytes(range(64)), b"n" * 32, b"k" * 91)
 

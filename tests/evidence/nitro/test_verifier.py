@@ -18,7 +18,8 @@ from tensorguard.evidence.claims import Claims, EvidenceKind
 from tensorguard.evidence.nitro.claims import NitroClaims
 from tensorguard.evidence.nitro.cose import MAX_BYTES, MAX_PAYLOAD_BYTES
 from tensorguard.evidence.nitro.verifier import NitroVerifier
-from tests.support.synthetic_pki.nitro import AT, ES384, NOW, PCRS, Issued, Module, issue, sign1
+from tests.support.synthetic_pki.certificates import AT, NOW, Issued, issue
+from tests.support.synthetic_pki.nitro import ES384, PCRS, Module, sign1
 
 MODULE = Module.create()
 GOOD = MODULE.evidence()

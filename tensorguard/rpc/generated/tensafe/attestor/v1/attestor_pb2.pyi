@@ -133,6 +133,7 @@ class AttestRequest(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     PACKAGE_ID_FIELD_NUMBER: _builtins.int
     ENDORSEMENTS_FIELD_NUMBER: _builtins.int
+    GPU_EVIDENCE_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
     evidence_kind: _builtins.str
     """"tdx", "snp", "nitro" or "simulated"."""
@@ -147,6 +148,8 @@ class AttestRequest(_message.Message):
     role: Global___Role.ValueType
     package_id: _builtins.str
     """Package id the evidence is bound to; empty for an inference host."""
+    gpu_evidence: _builtins.bytes
+    """Reports of the host's NVIDIA GPUs, as NVIDIA's attestation SDK writes them; empty where nobody asks for them."""
     @_builtins.property
     def endorsements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """What the platform has at hand of its maker's certificates and collateral, one file each, in any order."""
@@ -164,10 +167,11 @@ class AttestRequest(_message.Message):
         role: Global___Role.ValueType = ...,
         package_id: _builtins.str = ...,
         endorsements: _abc.Iterable[_builtins.bytes] | None = ...,
+        gpu_evidence: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endorsements", b"endorsements", "evidence", b"evidence", "evidence_kind", b"evidence_kind", "hpke_key", b"hpke_key", "nonce", b"nonce", "package_id", b"package_id", "role", b"role", "signing_key", b"signing_key", "tenant", b"tenant", "tls_key", b"tls_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endorsements", b"endorsements", "evidence", b"evidence", "evidence_kind", b"evidence_kind", "gpu_evidence", b"gpu_evidence", "hpke_key", b"hpke_key", "nonce", b"nonce", "package_id", b"package_id", "role", b"role", "signing_key", b"signing_key", "tenant", b"tenant", "tls_key", b"tls_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
