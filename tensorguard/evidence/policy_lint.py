@@ -21,6 +21,8 @@ def weaknesses(policy: Policy) -> list[str]:
         found += _tdx(policy.tdx)
     if policy.snp is not None:
         found += _snp(policy.snp)
+    if policy.nitro is not None and policy.nitro.instances == "any":
+        found.append("Nitro enclaves of any EC2 instance and account (nitro.instances: any)")
     unnamed = [kind for kind in policy.evidence_kinds if not _has_tuple(policy, kind)]
     found += [f"evidence of kind {kind.value}, though no role has a measurement of it" for kind in unnamed]
     return found

@@ -51,6 +51,17 @@ def test_what_a_policy_for_sev_snp_permits(tmp_path: Path, capsys: pytest.Captur
         assert words in line
 
 
+def test_what_a_policy_for_nitro_permits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registers = {name: "ab" * 48 for name in ("pcr0", "pcr1", "pcr2")}
+    policy = {**STRICT, "evidence_kinds": ["nitro"], "nitro": {"required_claims": ["nonce"], "instances": "any"}}
+    policy["roles"] = {"coprocessor": {"measurements": [{"evidence_kind": "nitro", "values": registers}]}}
+    del policy["tdx"]
+    [line] = lint(tmp_path, capsys, policy)[1]
+    assert "any EC2 instance" in line
+    policy["nitro"]["instances"] = ["i-020b6af9246d90e92"]
+    assert lint(tmp_path, capsys, policy) == (0, [])
+
+
 def test_a_policy_that_an_attestor_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lint(tmp_path, capsys, {**STRICT, "tdx": {**STRICT["tdx"], "alow_smt": True}})[0] == 2
     assert run(["policy", "lint", str(tmp_path / "nowhere")]) == 2
