@@ -52,7 +52,7 @@ def test_what_a_policy_for_sev_snp_permits(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_what_a_policy_for_nitro_permits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    registers = {name: "ab" * 48 for name in ("pcr0", "pcr1", "pcr2")}
+    registers = dict.fromkeys(("pcr0", "pcr1", "pcr2"), "ab" * 48)
     policy = {**STRICT, "evidence_kinds": ["nitro"], "nitro": {"required_claims": ["nonce"], "instances": "any"}}
     policy["roles"] = {"coprocessor": {"measurements": [{"evidence_kind": "nitro", "values": registers}]}}
     del policy["tdx"]
