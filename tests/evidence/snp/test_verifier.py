@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tensorguard.errors import EvidenceRefusedError
 from tensorguard.evidence.claims import EvidenceKind
@@ -152,3 +155,23 @@ def test_the_second_form_of_a_signature_says_the_same() -> None:
     order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
     other = (order - int.from_bytes(report[0x2E8:0x330], "little")).to_bytes(72, "little")
     assert verify(chip, report=report[:0x2E8] + other + report[0x330:]) == verify(chip, report=report)
+
+
+EDITED = snp.chip()
+PARTS = (EDITED.report(), *EDITED.endorsements, EDITED.ark.revoke())
+WHOLE = verify(EDITED, report=PARTS[0], endorsements=PARTS[1:4])
+
+
+@settings(deadline=None)
+@given(st.integers(0, 4), st.lists(st.tuples(st.integers(0, 2000), st.binary(max_size=8)), min_size=1, max_size=4))
+def test_edited_parts_are_refused_or_say_the_same(part: int, edits: list[tuple[int, bytes]]) -> None:
+    """Nothing but EvidenceRefusedError is raised; a list that became another root's is not counted."""
+    parts = list(PARTS)
+    for position, content in edits:
+        parts[part] = parts[part][:position] + content + parts[part][position + len(content) :]
+    try:
+        claims = verify(EDITED, report=parts[0], endorsements=parts[1:])
+    except EvidenceRefusedError:
+        return
+    assert isinstance(claims.details, SnpClaims)
+    assert replace(claims, details=replace(claims.details, crl_number=None)) == WHOLE
