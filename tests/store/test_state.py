@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tensorguard.errors import ConfigurationError, NotFoundError, PackageKeyError
+from tensorguard.evidence.keys import AttestorKey
 from tensorguard.store.audit import records_of
-from tensorguard.store.audit_head import AuditError, RollbackError
+from tensorguard.store.audit_head import AuditError, AuditHead, HeadKeeper, RollbackError
 from tensorguard.store.backup import back_up, restore
 from tensorguard.store.database import FILE_NAME
 from tensorguard.store.state import AttestorState, StateLocation
@@ -219,6 +220,15 @@ def test_a_witness_notices_when_the_head_was_set_back_too(folder: Path, tmp_path
     with pytest.raises(RollbackError):
         AttestorState.open(folder, witnesses=[witness])
     AttestorState.open(folder).close()  # nobody knows without it
+
+
+def test_numbers_in_a_head_file_only_go_up(folder: Path) -> None:
+    key, keeper = AttestorKey.generate(), HeadKeeper([folder / "audit.head"])
+    keeper.keep(AuditHead(5, "a" * 64), key, 1)
+    keeper.keep(AuditHead(4, "b" * 64), key, 2)
+    assert keeper.read(key.key_set()) == [AuditHead(5, "a" * 64)]
+    keeper.keep(AuditHead(4, "b" * 64), key, 2, lower=True)
+    assert keeper.read(key.key_set()) == [AuditHead(4, "b" * 64)]
 
 
 # Backup

@@ -52,7 +52,14 @@ class Bench:
         self.attestor: Attestor = self._start()
         self.release = self.register("package", 1)
 
-    def register(self, package_id: str, sequence: int, tenant: str = "tenant", key: bytes = CONTENT_KEY) -> Release:
+    def register(
+        self,
+        package_id: str,
+        sequence: int,
+        tenant: str = "tenant",
+        key: bytes = CONTENT_KEY,
+        release_policy_sha256: str = "",
+    ) -> Release:
         digest = os.urandom(32)
         self.attestor.state.packages.register(
             digest.hex(),
@@ -63,6 +70,7 @@ class Bench:
             key,
             BUDGET,
             int(self.clock()) + 5000,
+            release_policy_sha256,
         )
         return Release(tenant, package_id, sequence, digest)
 

@@ -25,12 +25,14 @@ from tensorguard.errors import (
     LeaseExpiredError,
     NotFoundError,
     PermissionDeniedError,
+    PolicyError,
     TenSafeError,
     TokenError,
     TokenExpiredError,
 )
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.identity import WorkloadIdentity
+from tensorguard.evidence.policy import load_policy
 from tensorguard.evidence.release import Release, release_transcript, renew_transcript
 from tensorguard.evidence.workload import Workload
 from tensorguard.observability.logging import configure_logging
@@ -205,6 +207,25 @@ def test_token_of_an_earlier_policy(bench: Bench) -> None:
     bench.restart()
     with pytest.raises(TokenError, match="policy"):
         bench.client().release_key(identity, token, bench.release, tokens_wanted=1)
+
+
+def test_a_packages_release_policy_holds_for_release_and_renewal(bench: Bench) -> None:
+    policy = load_policy(bench.state.policy_file)
+    with pytest.raises(PolicyError, match="pack the adapter again"):
+        bench.workload(package_id="strict").release_key(
+            bench.register("strict", 1, release_policy_sha256="ab" * 32), tokens_wanted=1
+        )
+    release = bench.register("bound", 1, release_policy_sha256=policy.sha256)
+    workload = bench.workload(package_id="bound")
+    lease_id = workload.release_key(release, tokens_wanted=10).terms.lease_id
+    workload.renew(lease_id, tokens_used=1, tokens_wanted=1)
+    document = yaml.safe_load(bench.state.policy_file.read_text())
+    document["lease"]["seconds"] = 10
+    bench.state.policy_file.write_text(yaml.safe_dump(document))
+    bench.restart()
+    again = bench.workload(package_id="bound", identity=workload.identity)
+    with pytest.raises(PolicyError, match="pack the adapter again"):
+        again.renew(lease_id, tokens_used=1, tokens_wanted=1)
 
 
 @pytest.mark.parametrize(
