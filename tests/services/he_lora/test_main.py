@@ -41,6 +41,7 @@ MODULES = [
     "leases",
     "loading",
     "metering",
+    "revocations",
     "server",
     "servicer",
     "sessions",
