@@ -29,7 +29,8 @@ def loads(data: bytes, max_bytes: int) -> Any:
             allow_indefinite=False,
             allow_duplicate_keys=False,
         )
-        # The decoder neither minds what follows the first item nor that a number could be shorter.
+        # The decoder minds neither what follows the first item nor that a number could be shorter. This alone would
+        # refuse repeated keys and indefinite lengths, too; the decoder says no sooner.
         exact = cbor2.dumps(value) == data
     except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError):
         raise EvidenceRefusedError(
