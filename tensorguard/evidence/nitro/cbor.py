@@ -30,7 +30,7 @@ def loads(data: bytes, max_bytes: int) -> Any:
             allow_duplicate_keys=False,
         )
         # The decoder minds neither what follows the first item nor that a number could be shorter. This alone would
-        # refuse repeated keys and indefinite lengths, too; the decoder says no sooner.
+        # refuse repeated keys and indefinite lengths, too; the decoder refuses them sooner.
         exact = cbor2.dumps(value) == data
     except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError):
         raise EvidenceRefusedError(

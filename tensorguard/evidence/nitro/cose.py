@@ -40,10 +40,8 @@ class Sign1:
         if not isinstance(parts, list) or len(parts) != 4:
             raise EvidenceRefusedError("the evidence is not a COSE_Sign1 message")
         protected, unprotected, payload, signature = parts
-        if not isinstance(protected, bytes) or not isinstance(unprotected, dict):
-            raise EvidenceRefusedError("the headers of the COSE_Sign1 message have the wrong types")
-        if not isinstance(payload, bytes) or not 0 < len(payload) <= MAX_PAYLOAD_BYTES:
-            raise EvidenceRefusedError(f"the payload is not 1 to {MAX_PAYLOAD_BYTES} bytes")
+        if not (isinstance(protected, bytes) and isinstance(unprotected, dict) and isinstance(payload, bytes)):
+            raise EvidenceRefusedError("headers or payload of the COSE_Sign1 message have the wrong types")
         if protected != ES384_HEADER:
             raise EvidenceRefusedError("the protected header must name ES384 and nothing else", "algorithm")
         if not isinstance(signature, bytes) or len(signature) != 2 * _COORDINATE_BYTES:

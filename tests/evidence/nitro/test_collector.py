@@ -19,23 +19,10 @@ from tensorguard.evidence.nitro.verifier import NitroVerifier
 from tensorguard.evidence.platform import Evidence
 from tensorguard.evidence.platforms import platform_of
 from tensorguard.evidence.report_data import Binding
+from tests.support.fake_nsm import FakeModule
 from tests.support.synthetic_pki.certificates import NOW
-from tests.support.synthetic_pki.nitro import Module
 
 BINDING = Binding(bytes(range(64)), b"n" * 32, b"k" * 91)
-
-
-class FakeModule:
-    """Answers attestation requests with documents."""
-
-    def __init__(self) -> None:
-        self.module = Module.create()
-        self.requests: list[Any] = []
-
-    def __call__(self, request: bytes) -> bytes:
-        self.requests.append(cbor2.loads(request))
-        fields = self.requests[-1]["Attestation"]
-        return cbor2.dumps({"Attestation": {"document": self.module.evidence(**fields)}})
 
 
 def test_the_document_holds_all_three() -> None:
