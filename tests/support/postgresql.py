@@ -31,9 +31,9 @@ def running_postgresql(programs: Path) -> Iterator[str]:
             subprocess.run(command, check=True, capture_output=True, cwd=folder, env={"PATH": "/usr/bin"}, **options)  # type: ignore[call-overload]
 
         call(str(programs / "initdb"), "-D", str(data), "-U", "tensafe", "-A", "trust", "-E", "UTF8", "--no-sync")
-        settings = f"-c listen_addresses= -c unix_socket_directories={folder}"
+        settings = f"-c fsync=off -c listen_addresses= -c unix_socket_directories={folder}"
         call(str(programs / "pg_ctl"), "-D", str(data), "-o", settings, "-l", f"{folder}/log", "-w", "start")
         try:
             yield f"postgresql://tensafe@/postgres?host={folder}"
         finally:
-            call(str(programs / "pg_ctl"), "-D", str(data), "-m", "immediate", "-w", "stop")
+            call(str(programs / "pg_ctl"), "-D", str(data), "-m", "fast", "-w", "stop")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from services.attestor.callers import Callers, Proof
 from services.attestor.decisions import Decisions
 from services.attestor.rate_limits import Rate, RateLimiter, peer_host
 from tensorguard.errors import (
@@ -20,8 +21,10 @@ from tensorguard.errors import (
     TokenError,
     UnavailableError,
 )
+from tensorguard.evidence.claims import Role
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.release import Release, RevocationNotice
+from tensorguard.evidence.result import AttestationResult
 from tensorguard.store.revocations import RevocationKind, Subject, revoke
 
 from .conftest import CODE, Bench
@@ -91,6 +94,22 @@ def test_a_token_that_the_database_forgot_is_refused(bench: Bench) -> None:
     with bench.attestor.state.database.writing() as connection:
         connection.exec_driver_sql("DELETE FROM attestations")
     with pytest.raises(RevokedError, match="no record of this token"):
+        workload.release_key(bench.release, tokens_wanted=1)
+
+
+def test_a_revocation_between_check_and_decision_counts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token was good when the request came in; the transaction that decides looks again."""
+    workload = bench.workload()
+    identify = Callers.identify
+
+    def revoked_afterwards(self: Callers, proof: Proof, role: Role | None = None) -> AttestationResult:
+        caller = identify(self, proof, role)
+        revoke_now(bench, RevocationKind.WORKLOAD, value=caller.identity.thumbprint)
+        return caller
+
+    workload.token()
+    monkeypatch.setattr(Callers, "identify", revoked_afterwards)
+    with pytest.raises(RevokedError):
         workload.release_key(bench.release, tokens_wanted=1)
 
 
@@ -169,6 +188,9 @@ def test_watching_needs_a_token_and_its_key(bench: Bench) -> None:
         next(workload.client.watch_revocations(thief, workload.token(), 0))
     with pytest.raises(TokenError):
         next(workload.client.watch_revocations(workload.identity, "x.y.z", 0))
+    revoke_now(bench, RevocationKind.WORKLOAD, value=workload.identity.public.thumbprint)
+    with pytest.raises(RevokedError):
+        next(workload.watch_revocations(0))
 
 
 # Tenants
