@@ -178,6 +178,7 @@ def test_the_time_is_the_given_one() -> None:
         ({"usage": False}, {}),
         ({"extra": x509.PolicyConstraints(0, None)}, {}),
         ({}, {"ca": True}),
+        ({}, {"ca": True, "key_cert_sign": False}),
         ({}, {"usage": False}),
         ({}, {"digital_signature": False, "key_cert_sign": False}),
         ({}, {"key_cert_sign": True}),
