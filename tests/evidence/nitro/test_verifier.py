@@ -193,6 +193,17 @@ def test_certificates_that_may_not_do_what_they_do(issuer: dict[str, Any], leaf:
     assert reason(module.evidence(), module) == "chain"
 
 
+@pytest.mark.parametrize(("size", "accepted"), [(400, True), (1000, False)])
+def test_certificates_have_at_most_1024_bytes(size: int, accepted: bool) -> None:
+    extra = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x04\x00" + bytes(size))
+    module = Module.create(leaf={"extra": extra, "critical": False})
+    assert (len(module.chain[-1].der) <= 1024) is accepted
+    if accepted:
+        verify(module.evidence(), module)
+    else:
+        assert reason(module.evidence(), module) == "malformed"
+
+
 def test_path_length() -> None:
     root = issue("root")
     outer = issue("outer", root, path_length=0)

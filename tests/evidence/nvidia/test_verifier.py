@@ -161,10 +161,11 @@ def test_bounds() -> None:
         evidence({**device, "certificate": ""}),
         evidence({**device, "certificate": base64.b64encode(b"-----BEGIN CERTIFICATE-----\nAA\n").decode()}),
         evidence({**device, "evidence": base64.b64encode(bytes(MAX_REPORT_BYTES + 1)).decode()}),
-        b" " * (MAX_EVIDENCE_BYTES + 1),
+        GOOD.ljust(MAX_EVIDENCE_BYTES + 1),
         json.dumps([{"certificate": "", "evidence": ""}] * (MAX_GPUS + 1)).encode(),
     ):
         assert reason(data) == "malformed"
+    verify(GOOD.ljust(MAX_EVIDENCE_BYTES))
     chain = base64.b64decode(device["certificate"])
     assert reason(evidence({**device, "certificate": base64.b64encode(chain * 4).decode()})) == "malformed"
 
