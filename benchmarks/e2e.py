@@ -72,11 +72,11 @@ def seal(model: Path, adapter: Path, folder: Path) -> Path:
     """A sealed package of the adapter with its key in an attestor state below `folder`."""
     from tensorguard.crypto.signatures import SigningKeys
     from tensorguard.package.publishers import remember_publisher
-    from tensorguard.package.registry import PackageKeyRegistry
     from tensorguard.package.writer import pack_adapter
+    from tensorguard.store.state import AttestorState
 
     folder.mkdir(mode=0o700)
-    keys, registry, package = SigningKeys.generate(), PackageKeyRegistry(folder), folder / "demo.tssp"
+    keys, registry, package = SigningKeys.generate(), AttestorState.open(folder).packages, folder / "demo.tssp"
     pack_adapter(
         adapter,
         package,

@@ -18,8 +18,8 @@ from pathlib import Path
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.evidence.development import initialise_development_state
 from tensorguard.models.smollm2 import prepare_smollm2
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
+from tensorguard.store.state import AttestorState
 
 ATTESTOR, PACKAGES, TRUST, MODELS, GATEWAY = map(Path, ("/attestor", "/packages", "/trust", "/models", "/gateway"))
 ADAPTER = Path("/app/examples/demo_adapter/adapter")
@@ -47,7 +47,7 @@ def seal(model: Path) -> str:
     signing_key = ATTESTOR / "publisher.pem"
     if not signing_key.exists():
         SigningKeys.generate().write(signing_key)
-    keys, registry = SigningKeys.read(signing_key), PackageKeyRegistry(ATTESTOR)
+    keys, registry = SigningKeys.read(signing_key), AttestorState.open(ATTESTOR).packages
     say("sealing the demo adapter")
     package.unlink(missing_ok=True)
     verified = pack_adapter(

@@ -1,6 +1,6 @@
 """Fuzz all targets and write a report.
 
-    python -m fuzz [--seconds 600] [--targets frames sessions shared_memory manifest] [--report FILE] [--keep]
+    python -m fuzz [--seconds 600] [--targets frames sessions shared_memory manifest evidence] [--report FILE] [--keep]
 
 The time is divided among the targets. Exit status 1 if anything was found; the inputs are in .cache/fuzz then, and
 `python -m fuzz.child TARGET FILE` shows one again. Needs atheris (`make fuzz` prepares .venv-fuzz).
@@ -27,7 +27,7 @@ from fuzz.target import CORPUS
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".cache" / "fuzz"
-TARGETS = {"frames": 0.3, "sessions": 0.4, "shared_memory": 0.2, "manifest": 0.1}
+TARGETS = {"frames": 0.25, "sessions": 0.35, "shared_memory": 0.2, "manifest": 0.1, "evidence": 0.1}
 """With their shares of the time."""
 LONGEST_INPUT = 512
 RSS_LIMIT_MIB = 2048

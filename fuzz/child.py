@@ -19,6 +19,7 @@ from tensorguard import ckks
 INSTRUMENTED = [
     "tensorguard.crypto.canonical",
     "tensorguard.evidence.ear",
+    "tensorguard.evidence.tdx",
     "tensorguard.package",
     "tensorguard.session",
     "services.he_lora",

@@ -128,6 +128,23 @@ class PermissionDeniedError(TenSafeError):
     reason = "permission_denied"
 
 
+class RevokedError(TenSafeError):
+    """What the request rests on (package, key, workload, code or machine) was revoked."""
+
+    reason = "revoked"
+
+    def __init__(self, message: str, detail: str = "revoked") -> None:
+        """`detail` says which, for programs and the audit log: `package_revoked` and so on."""
+        super().__init__(message)
+        self.detail = detail
+
+
+class RateLimitedError(TenSafeError):
+    """The caller, or all callers together, ask too often."""
+
+    reason = "rate_limited"
+
+
 class NotFoundError(TenSafeError):
     """The thing named does not exist."""
 

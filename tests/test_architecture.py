@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"engines"}),
     frozenset({"lora"}),
     frozenset({"package", "models"}),
-    frozenset({"evidence"}),
+    frozenset({"evidence", "store"}),
     frozenset({"session"}),
     frozenset({"stack"}),
     frozenset({"backends"}),

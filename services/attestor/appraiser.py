@@ -6,23 +6,34 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
-from services.attestor.decisions import decision
-from services.attestor.nonces import NonceStore
+from services.attestor.decisions import Decision, Decisions
 from tensorguard.errors import ConfigurationError, EvidenceRefusedError, InvalidInputError
 from tensorguard.evidence.appraisal import appraisal_of, require_evidence_kind
-from tensorguard.evidence.audit import AuditLog
-from tensorguard.evidence.claims import EvidenceKind, Role
+from tensorguard.evidence.claims import Claims, EvidenceKind, Role
 from tensorguard.evidence.ear import IssuedToken, issue_token
+from tensorguard.evidence.endorsements import EndorsementDirectory
 from tensorguard.evidence.identity import PublicIdentity
 from tensorguard.evidence.keys import AttestorKey
+from tensorguard.evidence.nvidia.checks import appraise_gpus
+from tensorguard.evidence.nvidia.claims import GpuClaims
+from tensorguard.evidence.nvidia.verifier import MAX_EVIDENCE_BYTES as MAX_GPU_EVIDENCE_BYTES
+from tensorguard.evidence.nvidia.verifier import GpuVerifier
 from tensorguard.evidence.platform import EvidenceVerifier
 from tensorguard.evidence.policy import Policy
-from tensorguard.evidence.report_data import report_data
+from tensorguard.evidence.report_data import binding, gpu_nonce
 from tensorguard.package.names import check_name
+from tensorguard.store.nonces import NonceStore
+from tensorguard.store.revocations import check_package_not_revoked, check_workload_not_revoked, keep_attestation
 
 MAX_EVIDENCE_BYTES = 64 * 1024
+MAX_ENDORSEMENTS = 16
+MAX_ENDORSEMENTS_BYTES = 128 * 1024
 MAX_TLS_KEY_BYTES = 1024
+CHIP_FIELDS = ("chip_id", "ppid")
+"""What the claims of AMD and Intel evidence call the machine's id."""
+_COLLATERAL_FIELDS = ("tcb_status", "tcb_eval_data_number", "collateral_issued_at", "collateral_expires_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +43,13 @@ class AttestationRequest:
     nonce: bytes
     evidence_kind: str
     evidence: bytes
+    endorsements: tuple[bytes, ...]
     identity: PublicIdentity
     tls_key: bytes
     tenant: str
     role: Role
     package_id: str
+    gpu_evidence: bytes = b""
 
 
 class Appraiser:
@@ -48,8 +61,10 @@ class Appraiser:
         policy: Policy,
         verifiers: Mapping[EvidenceKind, EvidenceVerifier],
         nonces: NonceStore,
-        audit: AuditLog,
+        decisions: Decisions,
         *,
+        endorsements: EndorsementDirectory | None = None,
+        gpu_verifier: GpuVerifier | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Raises ConfigurationError when the policy names a kind of evidence without a verifier."""
@@ -63,12 +78,14 @@ class Appraiser:
         self._policy = policy
         self._verifiers = verifiers
         self._nonces = nonces
-        self._audit = audit
+        self._decisions = decisions
+        self._endorsements = endorsements if endorsements is not None else EndorsementDirectory(None)
+        self._gpu_verifier = gpu_verifier if gpu_verifier is not None else GpuVerifier()
         self._clock = clock
 
-    def attest(self, request: AttestationRequest) -> IssuedToken:
-        """A token for the workload. Raises NonceError, InvalidInputError or EvidenceRefusedError."""
-        with decision(self._audit, "attest") as record:
+    def attest(self, request: AttestationRequest, *, peer: str) -> IssuedToken:
+        """A token for the workload. Raises NonceError, InvalidInputError, EvidenceRefusedError or RevokedError."""
+        with self._decisions.deciding("attest", peer) as record:
             record.update(
                 policy_sha256=self._policy.sha256,
                 evidence_kind=request.evidence_kind,
@@ -78,13 +95,56 @@ class Appraiser:
                 role=request.role.value,
                 package_id=request.package_id,
             )
+            if request.gpu_evidence:
+                record.update(gpu_evidence_sha256=hashlib.sha256(request.gpu_evidence).hexdigest())
             # Before anything else is looked at: a nonce is good for one attempt, not for one success.
             self._nonces.consume(request.nonce)
-            issued = self._appraise(request)
-            record.update(holder=request.identity.thumbprint, jti=issued.token_id)
+            claims, gpus, now = self._appraise(request)
+            issued = issue_token(
+                self._key,
+                self._policy,
+                claims,
+                request.identity,
+                tenant=request.tenant,
+                role=request.role,
+                package_id=request.package_id,
+                tls_key_sha256=hashlib.sha256(request.tls_key).hexdigest() if request.tls_key else "",
+                nonce=request.nonce,
+                gpus=gpus,
+                now=now,
+            )
+            chips = (*chips_of(claims), *(gpu.device_id for gpu in gpus))
+            self._accept(record, request, claims, chips, issued, int(now))
         return issued
 
-    def _appraise(self, request: AttestationRequest) -> IssuedToken:
+    def _accept(
+        self,
+        record: Decision,
+        request: AttestationRequest,
+        claims: Claims,
+        chips: tuple[str, ...],
+        issued: IssuedToken,
+        now: int,
+    ) -> None:
+        holder, measurements = request.identity.thumbprint, set(claims.measurements.values())
+        record.update(holder=holder, jti=issued.token_id, **_collateral(claims))
+        with record.accepting() as connection:
+            check_workload_not_revoked(connection, holder, measurements, chips)
+            if request.package_id:
+                check_package_not_revoked(connection, request.tenant, request.package_id)
+            keep_attestation(
+                connection,
+                issued.token_id,
+                holder,
+                request.tenant,
+                measurements,
+                chips,
+                expires_at=issued.expires_at,
+                now=now,
+            )
+
+    def _appraise(self, request: AttestationRequest) -> tuple[Claims, tuple[GpuClaims, ...], float]:
+        """The claims, those of GPUs that the policy asks about, and the time at which they were found good."""
         _check_bounds(request)
         try:
             kind = EvidenceKind(request.evidence_kind)
@@ -92,7 +152,7 @@ class Appraiser:
             raise EvidenceRefusedError("this kind of evidence is not known", "evidence_kind_not_allowed") from None
         require_evidence_kind(self._policy, kind)
         now = self._clock()
-        expected = report_data(
+        expected = binding(
             request.nonce,
             request.identity,
             attestor_thumbprint=self._key.thumbprint,
@@ -101,26 +161,41 @@ class Appraiser:
             package_id=request.package_id,
             tls_key=request.tls_key,
         )
-        checks = appraisal_of(self._policy, tenant=request.tenant, role=request.role, report_data=expected, now=now)
-        claims = self._verifiers[kind].verify(request.evidence)
+        checks = appraisal_of(self._policy, tenant=request.tenant, role=request.role, binding=expected, now=now)
+        endorsements = (*self._endorsements.of(kind), *request.endorsements)
+        claims = self._verifiers[kind].verify(request.evidence, endorsements, at=now)
         checks.verify(claims)
-        return issue_token(
-            self._key,
-            self._policy,
-            claims,
-            request.identity,
-            tenant=request.tenant,
-            role=request.role,
-            package_id=request.package_id,
-            tls_key_sha256=hashlib.sha256(request.tls_key).hexdigest() if request.tls_key else "",
-            nonce=request.nonce,
-            now=now,
-        )
+        gpus: tuple[GpuClaims, ...] = ()
+        gpu_policy = self._policy.roles[request.role].gpu
+        if gpu_policy is not None:
+            nonce = gpu_nonce(expected.report_data)
+            gpus = appraise_gpus(gpu_policy, request.gpu_evidence, nonce, self._gpu_verifier, at=now)
+        return claims, gpus, now
+
+
+def _collateral(claims: Claims) -> dict[str, str | int]:
+    """What the maker's collateral said, for the record."""
+    found = {name: getattr(claims.details, name, None) for name in _COLLATERAL_FIELDS}
+    return {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in found.items()
+        if isinstance(value, (str, int))
+    }
+
+
+def chips_of(claims: Claims) -> tuple[str, ...]:
+    """Ids of the machine in the evidence, lower-case hex; none where a platform has no such id."""
+    details = claims.details
+    return tuple(value for name in CHIP_FIELDS if isinstance(value := getattr(details, name, None), str) and value)
 
 
 def _check_bounds(request: AttestationRequest) -> None:
     if not 0 < len(request.evidence) <= MAX_EVIDENCE_BYTES:
         raise InvalidInputError(f"evidence must have 1 to {MAX_EVIDENCE_BYTES} bytes")
+    if len(request.endorsements) > MAX_ENDORSEMENTS or sum(map(len, request.endorsements)) > MAX_ENDORSEMENTS_BYTES:
+        raise InvalidInputError(f"at most {MAX_ENDORSEMENTS} endorsements with {MAX_ENDORSEMENTS_BYTES} bytes in all")
+    if len(request.gpu_evidence) > MAX_GPU_EVIDENCE_BYTES:
+        raise InvalidInputError(f"evidence of GPUs must have at most {MAX_GPU_EVIDENCE_BYTES} bytes")
     if len(request.tls_key) > MAX_TLS_KEY_BYTES:
         raise InvalidInputError(f"a TLS key must have at most {MAX_TLS_KEY_BYTES} bytes")
     request.identity.validate()

@@ -10,24 +10,26 @@ import structlog
 
 from services.attestor.appraiser import Appraiser
 from services.attestor.broker import KeyBroker
-from services.attestor.leases import LeaseBook
-from services.attestor.nonces import NonceStore
+from services.attestor.callers import Callers
+from services.attestor.decisions import Decisions
+from services.attestor.rate_limits import Rate, RateLimiter
 from services.attestor.servicer import RULES, AttestorServicer
 from services.attestor.settings import AttestorSettings
-from tensorguard.evidence.audit import AuditLog
+from services.attestor.watch import RevocationWatch
 from tensorguard.evidence.claims import EvidenceKind
-from tensorguard.evidence.keys import AttestorKey
-from tensorguard.evidence.platform import EvidenceVerifier
+from tensorguard.evidence.endorsements import EndorsementDirectory
 from tensorguard.evidence.policy import load_policy
-from tensorguard.evidence.simulated.verifier import SimulatedVerifier
-from tensorguard.evidence.state import AttestorState
-from tensorguard.package.registry import PackageKeyRegistry
+from tensorguard.evidence.verifiers import verifier_of
 from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2
 from tensorguard.rpc.server import Server, ServerOptions, Service, build_server
+from tensorguard.store.nonces import NonceStore
+from tensorguard.store.policies import policy_version
+from tensorguard.store.state import AttestorState, StateLocation
 
 log = structlog.get_logger(__name__)
 
 MESSAGE_BYTES = 256 * 1024
+_WORKERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,14 @@ class Attestor:
     """An attestor that is bound to its address and not started yet."""
 
     server: Server
-    audit: AuditLog
+    servicer: AttestorServicer
+    state: AttestorState
+    decisions: Decisions
 
     def close(self) -> None:
-        """Release the audit log; call after the server has stopped."""
-        self.audit.close()
+        """Record what is not recorded yet and close the state; call after the server has stopped."""
+        self.decisions.flush()
+        self.state.close()
 
 
 def build_attestor(settings: AttestorSettings, *, clock: Callable[[], float] = time.time) -> Attestor:
@@ -48,39 +53,63 @@ def build_attestor(settings: AttestorSettings, *, clock: Callable[[], float] = t
     Raises ConfigurationError or PolicyError, or AuditError when the audit log was changed.
     """
     policy = load_policy(settings.policy_file)
-    state = AttestorState.open(settings.state_dir)
-    verifiers: dict[EvidenceKind, EvidenceVerifier] = {}
-    if settings.simulated_root_public_key is not None:
-        verifiers[EvidenceKind.SIMULATED] = SimulatedVerifier.from_file(settings.simulated_root_public_key)
-    key = AttestorKey.load_or_create(state.signing_key)
-    audit = AuditLog(state.audit_log, key, clock=clock)
+    verifiers = {
+        kind: verifier_of(kind, simulated_root=settings.simulated_root_public_key) for kind in policy.evidence_kinds
+    }
+    endorsements = EndorsementDirectory(settings.endorsements_dir)
+    url = settings.database_url
+    state = AttestorState(
+        StateLocation(
+            settings.state_dir,
+            None if url is None else url.get_secret_value(),
+            settings.key_encryption_key,
+            tuple(settings.witnesses),
+        ),
+        clock=clock,
+    )
     try:
-        nonces = NonceStore(life_seconds=settings.nonce_seconds, clock=clock)
-        appraiser = Appraiser(key, policy, verifiers, nonces, audit, clock=clock)
-        broker = KeyBroker(
-            key,
+        decisions = Decisions(state.audit)
+        nonces = NonceStore(state.database, life_seconds=settings.nonce_seconds, clock=clock)
+        callers = Callers(state.key, policy, state.database, clock=clock)
+        servicer = AttestorServicer(
+            state.key,
             policy,
-            PackageKeyRegistry(state.directory),
-            LeaseBook(state.leases),
-            audit,
-            clock=clock,
+            nonces,
+            Appraiser(state.key, policy, verifiers, nonces, decisions, endorsements=endorsements, clock=clock),
+            KeyBroker(policy, callers, state.packages, state.database, decisions, clock=clock),
+            RevocationWatch(state.database, callers, most=settings.watchers, clock=clock),
+            state.audit,
+            RateLimiter(_rate(settings.requests_per_peer), _rate(settings.requests)),
         )
-        servicer = AttestorServicer(key, policy, nonces, appraiser, broker, audit)
         descriptor = attestor_pb2.DESCRIPTOR.services_by_name["AttestorService"]
         server = build_server(
             [Service(descriptor, servicer, RULES)],
             ServerOptions(
                 settings.listen,
+                workers=_WORKERS + settings.watchers,
                 message_bytes=MESSAGE_BYTES,
                 reflection=settings.reflection,
                 plaintext_network=settings.plaintext_network,
             ),
         )
-        audit.append("start", {"policy_id": policy.id, "policy_sha256": policy.sha256})
+        fields = {"policy_id": policy.id, "policy_sha256": policy.sha256}
+        with state.audit.recording("start", fields) as connection:
+            version = policy_version(connection, policy, int(clock()))
+            fields["policy_version"] = str(version)
     except BaseException:
-        audit.close()
+        state.close()
         raise
     if EvidenceKind.SIMULATED in policy.evidence_kinds:
         log.warning("SIMULATED EVIDENCE IS ACCEPTED: no hardware vouches for any workload", policy=policy.id)
-    log.info("attestor", thumbprint=key.thumbprint, policy=policy.id, policy_sha256=policy.sha256)
-    return Attestor(server, audit)
+    log.info(
+        "attestor",
+        thumbprint=state.key.thumbprint,
+        policy=policy.id,
+        policy_version=version,
+        policy_sha256=policy.sha256,
+    )
+    return Attestor(server, servicer, state, decisions)
+
+
+def _rate(per_second: float) -> Rate:
+    return Rate(per_second, burst=max(1.0, 2 * per_second))

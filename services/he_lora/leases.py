@@ -9,7 +9,7 @@ from collections.abc import Callable
 import structlog
 
 from services.he_lora.adapters import LEASE_OVER, AdapterStore, ServedAdapter
-from tensorguard.errors import BudgetExhaustedError, LeaseExpiredError, TenSafeError
+from tensorguard.errors import BudgetExhaustedError, LeaseExpiredError, RevokedError, TenSafeError
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +45,8 @@ class LeaseKeeper:
         self._clock = clock
         self._retry = self._reopen_pause = retry_seconds
         self._stop = threading.Event()
+        self._revoked: RevokedError | None = None
+        self._revocations = 0
         self._set_marks(adapter)
         self._thread = threading.Thread(target=self._run, name=f"lease-{adapter.name}", daemon=True)
 
@@ -59,14 +61,29 @@ class LeaseKeeper:
         if self._adapter is not None and not self._adapter.meter.expired:
             self._renew(self._adapter, more=False)
 
+    def serves(self, package_id: str, sequence: int) -> bool:
+        """Whether the adapter is of this package and, unless that is 0, this sequence."""
+        adapter = self._adapter
+        return self._name == package_id and (adapter is None or sequence in (0, adapter.sequence))
+
+    def revoke(self, cause: RevokedError) -> None:
+        """Serve the adapter no longer; who asks for it gets `cause`. Called by any thread."""
+        self._revoked = cause
+        self._revocations += 1
+        adapter = self._adapter
+        if adapter is not None:
+            adapter.meter.end()
+        self._store.drop(self._name, cause)
+
     def step(self) -> float:
         """Do what is due; seconds until the next look."""
         if self._adapter is None:
             return self._reopen()
         meter = self._adapter.meter
         if meter.expired:
-            log.error("lease over, adapter dropped", adapter=self._name)
-            self._store.drop(self._name, LeaseExpiredError(LEASE_OVER))
+            cause = self._revoked or LeaseExpiredError(LEASE_OVER)
+            log.error("lease over, adapter dropped", adapter=self._name, reason=cause.reason)
+            self._store.drop(self._name, cause)
             self._adapter = None
             return 0.0
         now, expires = self._clock(), meter.terms.expires_at
@@ -93,6 +110,9 @@ class LeaseKeeper:
         wanted = max(0, self._tokens - meter.left) if more else 0
         try:
             meter.renewed(adapter.workload.renew(meter.terms.lease_id, tokens_used=meter.used, tokens_wanted=wanted))
+        except RevokedError as error:
+            self.revoke(error)
+            return False
         except LeaseExpiredError:
             meter.end()
             return False
@@ -104,10 +124,11 @@ class LeaseKeeper:
         return True
 
     def _reopen(self) -> float:
+        before = self._revocations
         try:
             adapter = self._open_again()
         except TenSafeError as error:
-            if isinstance(error, BudgetExhaustedError):
+            if isinstance(error, (BudgetExhaustedError, RevokedError)):
                 self._store.drop(self._name, error)
             log.warning("adapter not opened again", adapter=self._name, reason=error.reason, cause=error.message)
             self._reopen_pause = min(2 * self._reopen_pause, _LONGEST_RETRY_SECONDS)
@@ -115,6 +136,10 @@ class LeaseKeeper:
         self._reopen_pause = self._retry
         self._store.put(adapter)
         self._adapter = adapter
+        if self._revoked is not None and self._revocations != before:  # while it was being opened
+            self.revoke(self._revoked)
+        else:
+            self._revoked = None
         self._set_marks(adapter)
         log.info("adapter opened again", adapter=self._name)
         return 0.0

@@ -13,6 +13,7 @@ from services.he_lora.adapters import AdapterStore
 from services.he_lora.evaluation import Evaluation
 from services.he_lora.leases import LeaseKeeper
 from services.he_lora.loading import PackageOpener
+from services.he_lora.revocations import RevocationFollower
 from services.he_lora.servicer import HeLoraServicer
 from services.he_lora.sessions import SessionRegistry
 from services.he_lora.settings import HeLoraSettings
@@ -21,8 +22,7 @@ from tensorguard.engines import Engine, EngineOptions, load_engine
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.identity import WorkloadIdentity
-from tensorguard.evidence.platform import Platform
-from tensorguard.evidence.simulated.collector import SimulatedPlatform
+from tensorguard.evidence.platforms import this_platform
 from tensorguard.observability.metrics import serve_metrics
 from tensorguard.rpc.server import Server, ServerOptions, build_server
 from tensorguard.session.shared_memory import sweep_abandoned_regions
@@ -40,6 +40,7 @@ class Coprocessor:
     server: Server
     servicer: HeLoraServicer
     keepers: tuple[LeaseKeeper, ...]
+    follower: RevocationFollower
     client: AttestorClient
     engine: Engine[Any]
     stop_metrics: Callable[[], None]
@@ -48,10 +49,12 @@ class Coprocessor:
         """Serve, and keep the leases."""
         for keeper in self.keepers:
             keeper.start()
+        self.follower.start()
         self.server.start()
 
     def close(self) -> None:
         """Report the tokens used and release everything; call after the server has stopped."""
+        self.follower.stop()
         for keeper in self.keepers:
             keeper.stop()
         self.engine.close()
@@ -68,7 +71,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
     client = AttestorClient(settings.attestor, thumbprint=settings.attestor_thumbprint)
     if settings.attestor_thumbprint is None:
         log.warning("attestor key not pinned: set attestor_thumbprint", attestor=settings.attestor)
-    platform = _platform(settings)
+    platform = this_platform(simulated_root_key=settings.simulated_root_key)
     if platform.kind.value == "simulated":
         log.warning("SIMULATED EVIDENCE: no hardware vouches for this coprocessor")
     opener = PackageOpener(
@@ -111,16 +114,8 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         ),
     )
     stop_metrics = serve_metrics(settings.metrics_listen) if settings.metrics_listen else _nothing
-    return Coprocessor(server, servicer, tuple(keepers), client, engine, stop_metrics)
-
-
-def _platform(settings: HeLoraSettings) -> Platform:
-    if settings.simulated_root_key is None:
-        raise ConfigurationError(
-            "this machine has no TEE that this version knows: set --simulated-root-key "
-            "(TENSAFE_HE_LORA_SIMULATED_ROOT_KEY) to attest with simulated evidence, if the policy permits it"
-        )
-    return SimulatedPlatform(settings.simulated_root_key)
+    follower = RevocationFollower(store.all()[0].workload, keepers, registry)
+    return Coprocessor(server, servicer, tuple(keepers), follower, client, engine, stop_metrics)
 
 
 def _nothing() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from tensorguard.ckks.parameters import ParameterSet
 from tensorguard.engines import RequestEvaluator
-from tensorguard.errors import InvalidInputError, NotFoundError, PermissionDeniedError, UnavailableError
+from tensorguard.errors import InvalidInputError, NotFoundError, PermissionDeniedError, RevokedError, UnavailableError
 from tensorguard.evidence.result import AttestationResult
 from tensorguard.session.shared_memory import SharedRegion
 from tensorguard.session.transcript import SessionTranscript
@@ -111,11 +111,14 @@ class SessionRegistry:
         self._life = life_seconds
         self.clock = clock
         self._sessions: dict[bytes, Session] = {}
+        self._revoked: set[str] = set()
         self._lock = threading.Lock()
 
     def add(self, session: Session) -> None:
-        """Raises UnavailableError when all places are taken by living sessions."""
+        """Raises UnavailableError when all places are taken by living sessions, RevokedError for a revoked host."""
         with self._lock:
+            if session.host.identity.thumbprint in self._revoked:
+                raise RevokedError("this inference host was revoked; ask whoever runs the attestor")
             self._drop_expired()
             if len(self._sessions) >= self._limit:
                 raise UnavailableError(f"all {self._limit} sessions are in use: close one or raise max_sessions")
@@ -132,6 +135,14 @@ class SessionRegistry:
                 raise NotFoundError("the session has no public key yet: complete it first")
             session.used_at = self.clock()
             return session
+
+    def revoke(self, thumbprints: Collection[str]) -> None:
+        """End the sessions of these hosts, and open none for them again."""
+        with self._lock:
+            self._revoked.update(thumbprints)
+            for session_id, session in list(self._sessions.items()):
+                if session.host.identity.thumbprint in self._revoked:
+                    self._end(session_id)
 
     def remove(self, session_id: bytes) -> None:
         """Forget a session and its keys."""

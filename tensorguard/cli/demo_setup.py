@@ -15,11 +15,11 @@ from tensorguard.errors import ConfigurationError
 from tensorguard.models.identity import base_model_identity
 from tensorguard.models.smollm2 import prepare_smollm2
 from tensorguard.package.publishers import remember_publisher
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
 from tensorguard.stack.packages import find_adapter
 from tensorguard.stack.services import EngineChoice, PackagedAdapter
 from tensorguard.stack.settings import StackSettings, load_stack_settings
+from tensorguard.store.state import AttestorState
 
 DEMO_ADAPTER = "demo"
 DEMO_TENANT = "demo-tenant"
@@ -94,19 +94,19 @@ def _pack(settings: StackSettings, model: Path, adapter: Path, package: Path, co
         signing_key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         SigningKeys.generate().write(signing_key)
     keys = SigningKeys.read(signing_key)
-    registry = PackageKeyRegistry(state)
     package.unlink(missing_ok=True)
     console.print(f"Sealing the demo adapter into {package}", markup=False)
-    pack_adapter(
-        adapter,
-        package,
-        base_model_dir=model,
-        tenant=DEMO_TENANT,
-        package_id=DEMO_ADAPTER,
-        sequence=(registry.newest_sequence(DEMO_TENANT, DEMO_ADAPTER) or 0) + 1,
-        signing_keys=keys,
-        key_registrar=registry.register,
-    )
+    with AttestorState.open(state) as attestor:
+        pack_adapter(
+            adapter,
+            package,
+            base_model_dir=model,
+            tenant=DEMO_TENANT,
+            package_id=DEMO_ADAPTER,
+            sequence=(attestor.packages.newest_sequence(DEMO_TENANT, DEMO_ADAPTER) or 0) + 1,
+            signing_keys=keys,
+            key_registrar=attestor.packages.register,
+        )
     remember_publisher(state, keys.public)
     return find_adapter(package, state)
 

@@ -24,6 +24,11 @@ COMMANDS = {
     "verify": ("tensorguard.cli.verify", "check a package's signatures, hashes and contract"),
     "plan": ("tensorguard.cli.plan", "explain how a matrix or an adapter is cut into polynomials, and its memory"),
     "keys": ("tensorguard.cli.keys", "make keys that sign packages"),
+    "evidence": ("tensorguard.cli.evidence", "appraise evidence without a server"),
+    "attest": ("tensorguard.cli.attest", "collect evidence on this machine and show it"),
+    "policy": ("tensorguard.cli.policy", "check a policy, and explain what it says about evidence"),
+    "revoke": ("tensorguard.cli.revoke", "take back a package, version, key, workload, measurement or chip"),
+    "attestor": ("tensorguard.cli.attestor", "look after an attestor's state: backup, restore, rotate-kek"),
     "audit": ("tensorguard.cli.audit", "check an attestor's audit log"),
 }
 """Name -> (module, help line)."""

@@ -12,13 +12,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from tensorguard.ckks.parameters import PARAMETER_SETS
 from tensorguard.cli.sizes import parse_bytes
+from tensorguard.cli.state_options import (
+    DEFAULT_STATE,
+    DatabaseUrl,
+    KeyName,
+    StateDirectory,
+    Witnesses,
+    location,
+)
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import PermissionDeniedError
 from tensorguard.package.contract import DEFAULT_PRIVACY_BOUND_LOG2
 from tensorguard.package.manifest import ReleasePolicy
-from tensorguard.package.publishers import DEFAULT_ATTESTOR_STATE, remember_publisher
-from tensorguard.package.registry import PackageKeyRegistry
+from tensorguard.package.publishers import remember_publisher
 from tensorguard.package.writer import DEFAULT_TOKEN_BUDGET, pack_adapter
+from tensorguard.store.state import AttestorState
 
 
 class PackMode(str, Enum):
@@ -40,9 +48,10 @@ def pack(
     package_id: Annotated[str, typer.Option(help="Name of the adapter; also its model name.")],
     sequence: Annotated[int, typer.Option(min=1, help="Version; each new one must be higher.")],
     signing_key: Annotated[Path, typer.Option(help="Private key file made by `tensafe keys generate`.")],
-    attestor_state: Annotated[
-        Path, typer.Option(help="State directory of the attestor that keeps the key.")
-    ] = DEFAULT_ATTESTOR_STATE,
+    attestor_state: StateDirectory = DEFAULT_STATE,
+    database_url: DatabaseUrl = None,
+    key: KeyName = None,
+    witness: Witnesses = None,
     parameter_set: Annotated[
         str | None,
         typer.Option(help=f"One of {', '.join(sorted(PARAMETER_SETS))}; default: the first that is exact enough."),
@@ -66,43 +75,43 @@ def pack(
     ] = None,
 ) -> None:
     """Seal a PEFT adapter into a .tssp package and register its content key with an attestor."""
-    attestor_state = attestor_state.expanduser()
-    registry = PackageKeyRegistry(attestor_state)
     keys = SigningKeys.read(signing_key)
-    newest = registry.newest_sequence(tenant, package_id)
-    if newest is not None and sequence <= newest:
-        raise PermissionDeniedError(
-            f"sequence {sequence} of {tenant}/{package_id} is not above {newest}, the newest one registered"
-        )
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console) as display:
-        tasks: dict[str, TaskID] = {}
+    wanted_policy = None if policy is None else _release_policy(policy)
+    with AttestorState(location(attestor_state, database_url, key, witness)) as state:
+        newest = state.packages.newest_sequence(tenant, package_id)
+        if newest is not None and sequence <= newest:
+            raise PermissionDeniedError(
+                f"sequence {sequence} of {tenant}/{package_id} is not above {newest}, the newest one registered"
+            )
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=console) as display:
+            tasks: dict[str, TaskID] = {}
 
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = display.add_task(what, total=total)
-            display.update(tasks[what], completed=done, total=total)
+            def report(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = display.add_task(what, total=total)
+                display.update(tasks[what], completed=done, total=total)
 
-        verified = pack_adapter(
-            adapter,
-            output,
-            base_model_dir=base_model,
-            tenant=tenant,
-            package_id=package_id,
-            sequence=sequence,
-            signing_keys=keys,
-            key_registrar=registry.register,
-            parameter_set=parameter_set,
-            mode=mode.value,
-            memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
-            token_budget=token_budget,
-            life_seconds=expires_days * 24 * 3600,
-            privacy_bound_log2=privacy_bound,
-            release_policy=None if policy is None else _release_policy(policy),
-            progress=report,
-        )
-    remember_publisher(attestor_state, keys.public)
+            verified = pack_adapter(
+                adapter,
+                output,
+                base_model_dir=base_model,
+                tenant=tenant,
+                package_id=package_id,
+                sequence=sequence,
+                signing_keys=keys,
+                key_registrar=state.packages.register,
+                parameter_set=parameter_set,
+                mode=mode.value,
+                memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
+                token_budget=token_budget,
+                life_seconds=expires_days * 24 * 3600,
+                privacy_bound_log2=privacy_bound,
+                release_policy=wanted_policy,
+                progress=report,
+            )
+        remember_publisher(state.directory, keys.public)
     contract = verified.manifest.moai
     typer.echo(
         f"{output}: {tenant}/{package_id} sequence {sequence}, {len(contract.groups)} groups, "

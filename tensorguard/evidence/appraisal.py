@@ -1,121 +1,27 @@
-"""Appraisal: small checks over typed claims, composed into a policy's decision (RFC 9334, 8.3)."""
+"""Appraisal: a policy's small checks over typed claims, composed into its decision (RFC 9334, 8.3)."""
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from tensorguard.errors import EvidenceRefusedError
-from tensorguard.evidence.claims import Claims, EvidenceKind, Role
+from tensorguard.evidence.checks import (
+    AllOf,
+    AllowedKind,
+    AllowedMeasurement,
+    AppraisalCheck,
+    ExpectedReportData,
+    ExpectedRole,
+    ForKind,
+    Fresh,
+    NotDebuggable,
+)
+from tensorguard.evidence.claims import EvidenceKind, Role
+from tensorguard.evidence.nitro.checks import nitro_checks, nitro_exchange_checks
 from tensorguard.evidence.policy import MeasurementTuple, Policy
-
-MAX_AGE_SECONDS = 300
-
-
-class AppraisalCheck(Protocol):
-    """One condition on claims."""
-
-    def verify(self, claims: Claims) -> None:
-        """Raises EvidenceRefusedError, with `detail` for programs, when the condition does not hold."""
-
-
-@dataclass(frozen=True, slots=True)
-class AllOf:
-    """Every check holds; the first that does not gives the reason."""
-
-    checks: Sequence[AppraisalCheck]
-
-    def verify(self, claims: Claims) -> None:
-        if not self.checks:
-            raise EvidenceRefusedError("no checks are configured, so nothing is accepted", "no_checks")
-        for check in self.checks:
-            check.verify(claims)
-
-
-@dataclass(frozen=True, slots=True)
-class NotDebuggable:
-    """The platform hides the workload from its operator."""
-
-    def verify(self, claims: Claims) -> None:
-        if claims.debug:
-            raise EvidenceRefusedError("the platform is in debug mode; start the workload without it", "debug_enabled")
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedReportData:
-    """The evidence answers this challenge, for these keys and this purpose."""
-
-    report_data: bytes
-
-    def verify(self, claims: Claims) -> None:
-        if not hmac.compare_digest(claims.report_data, self.report_data):
-            raise EvidenceRefusedError(
-                "the evidence is bound to another nonce, key, attestor, tenant, role or package",
-                "report_data_mismatch",
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Fresh:
-    """The platform's own time, where it has one, is near the verifier's."""
-
-    now: float
-    max_age: float = MAX_AGE_SECONDS
-
-    def verify(self, claims: Claims) -> None:
-        if claims.issued_at is not None and abs(self.now - claims.issued_at) > self.max_age:
-            raise EvidenceRefusedError(
-                f"the evidence is not from the last {self.max_age:g} seconds; check both machines' clocks",
-                "evidence_time",
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class AllowedKind:
-    """The kind of evidence is named by the policy."""
-
-    kinds: Sequence[EvidenceKind]
-
-    def verify(self, claims: Claims) -> None:
-        if claims.kind not in self.kinds:
-            raise EvidenceRefusedError(
-                f"the policy does not name evidence of kind {claims.kind.value!r}",
-                "evidence_kind_not_allowed",
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedRole:
-    """Evidence that names a role names the one asked for."""
-
-    role: Role
-
-    def verify(self, claims: Claims) -> None:
-        if claims.role is not None and claims.role is not self.role:
-            raise EvidenceRefusedError(
-                f"the evidence is for role {claims.role.value!r}, not {self.role.value!r}", "role_mismatch"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class AllowedMeasurement:
-    """All registers of one listed tuple match; parts of different tuples never add up."""
-
-    tuples: Sequence[MeasurementTuple]
-
-    def verify(self, claims: Claims) -> None:
-        for entry in self.tuples:
-            if entry.evidence_kind is claims.kind and all(
-                claims.measurements.get(register) == value for register, value in entry.values.items()
-            ):
-                return
-        raise EvidenceRefusedError(
-            "no measurement tuple of the policy matches the code that is running; add the new measurement to "
-            "the policy or run the code it names",
-            "measurement_not_allowed",
-        )
+from tensorguard.evidence.report_data import Binding
+from tensorguard.evidence.snp.checks import snp_checks
+from tensorguard.evidence.tdx.checks import tdx_checks
 
 
 def require_evidence_kind(policy: Policy, kind: EvidenceKind) -> None:
@@ -126,7 +32,7 @@ def require_evidence_kind(policy: Policy, kind: EvidenceKind) -> None:
         )
 
 
-def appraisal_of(policy: Policy, *, tenant: str, role: Role, report_data: bytes, now: float) -> AllOf:
+def appraisal_of(policy: Policy, *, tenant: str, role: Role, binding: Binding, now: float) -> AllOf:
     """The checks that `policy` asks of evidence for `tenant` and `role`.
 
     Raises EvidenceRefusedError when the policy has nothing for that tenant or role.
@@ -138,13 +44,30 @@ def appraisal_of(policy: Policy, *, tenant: str, role: Role, report_data: bytes,
         raise EvidenceRefusedError(
             f"policy {policy.id!r} has no measurements for role {role.value!r}", "role_not_allowed"
         )
-    # In the order of the questions: is it debuggable, is it this exchange, is it allowed code.
-    checks: list[AppraisalCheck] = [] if policy.allow_debug else [NotDebuggable()]
-    checks += [
-        ExpectedReportData(report_data),
+    nitro = nitro_exchange_checks(binding.nonce, binding.public_key)
+    exchange: list[AppraisalCheck] = [
+        *(ForKind(EvidenceKind.NITRO, check) for check in nitro),
+        ExpectedReportData(binding.report_data),
         Fresh(now),
-        AllowedKind(policy.evidence_kinds),
         ExpectedRole(role),
-        AllowedMeasurement(rules.measurements),
     ]
-    return AllOf(tuple(checks))
+    return evidence_appraisal(policy, exchange=exchange, measurements=rules.measurements)
+
+
+def evidence_appraisal(
+    policy: Policy, *, exchange: Sequence[AppraisalCheck], measurements: Sequence[MeasurementTuple]
+) -> AllOf:
+    """The checks that `policy` asks of evidence whoever it is from.
+
+    `exchange`: what ties the evidence to one exchange. In the order of the questions: is it debuggable, is it this
+    exchange, is it a platform that is good enough, is it allowed code.
+    """
+    checks: list[AppraisalCheck] = [] if policy.allow_debug else [NotDebuggable()]
+    checks += [*exchange, AllowedKind(policy.evidence_kinds)]
+    if policy.tdx is not None:
+        checks += [ForKind(EvidenceKind.TDX, check) for check in tdx_checks(policy.tdx)]
+    if policy.snp is not None:
+        checks += [ForKind(EvidenceKind.SNP, check) for check in snp_checks(policy.snp)]
+    if policy.nitro is not None:
+        checks += [ForKind(EvidenceKind.NITRO, check) for check in nitro_checks(policy.nitro)]
+    return AllOf((*checks, AllowedMeasurement(measurements)))

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from tensorguard.evidence.nitro.claims import NitroClaims
+from tensorguard.evidence.snp.claims import SnpClaims
+from tensorguard.evidence.tdx.claims import TdxClaims
+
 
 class EvidenceKind(str, Enum):
     """The platforms whose evidence has a name. A build may verify fewer than it names."""
@@ -25,11 +29,15 @@ class Role(str, Enum):
 
 REQUIRED_MEASUREMENTS: Mapping[EvidenceKind, frozenset[str]] = {
     EvidenceKind.SIMULATED: frozenset({"code"}),
-    EvidenceKind.TDX: frozenset({"mrtd"}),
+    EvidenceKind.TDX: frozenset({"mrtd", "rtmr0", "rtmr1", "rtmr2"}),
     EvidenceKind.SNP: frozenset({"measurement"}),
     EvidenceKind.NITRO: frozenset({"pcr0", "pcr1", "pcr2"}),
 }
-"""Registers that a measurement tuple of a kind must name: without them it would allow any code."""
+"""Registers that a measurement tuple of a kind must name: without them it would allow any code.
+
+TDX: MRTD is the firmware alone; RTMR0 has its configuration with the ACPI tables, which contain code, RTMR1 the
+kernel, and RTMR2 its command line and initial file system.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +55,7 @@ class Claims:
     """True when the platform lets its operator look inside."""
     role: Role | None = None
     """Role the evidence itself names, None where a platform cannot."""
+    details: TdxClaims | SnpClaims | NitroClaims | None = None
+    """What only platforms of this kind say."""
+    nonce: bytes | None = None
+    """The challenge, where evidence of this kind has a field of its own for it."""

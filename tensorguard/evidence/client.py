@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,22 +17,26 @@ from tensorguard.evidence.claims import Role
 from tensorguard.evidence.ear import TokenVerifier
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.keys import KeySet
-from tensorguard.evidence.platform import Platform
+from tensorguard.evidence.platform import GpuPlatform, Platform
 from tensorguard.evidence.release import (
     REQUEST_NONCE_BYTES,
     LeaseTerms,
     Release,
+    RevocationNotice,
     release_transcript,
     renew_transcript,
     sealed_key_info,
+    watch_transcript,
 )
-from tensorguard.evidence.report_data import report_data
+from tensorguard.evidence.report_data import binding, gpu_nonce
 from tensorguard.evidence.roles import role_to_proto
 from tensorguard.rpc.channel import open_channel
 from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2, attestor_pb2_grpc
 from tensorguard.rpc.status import from_rpc_error
 
 CONTENT_KEY_BYTES = 32
+_WATCH_SECONDS = 360.0
+"""Longer than any token lives: a stream that has not ended by then is dead."""
 _Response = TypeVar("_Response")
 
 
@@ -94,38 +98,40 @@ class AttestorClient:
         tenant: str,
         package_id: str = "",
         tls_key: bytes = b"",
+        gpus: GpuPlatform | None = None,
     ) -> str:
         """A fresh token for this identity: challenge, evidence, appraisal.
 
         `tls_key`: SubjectPublicKeyInfo of the workload's TLS key, where it has one.
+        `gpus`: of a host whose policy asks about them.
         Raises EvidenceRefusedError when the policy does not accept this workload.
         """
         thumbprint = self.attestor_thumbprint
         nonce = self._call(self._stub.CreateNonce, attestor_pb2.CreateNonceRequest()).nonce
-        evidence = platform.collect(
-            report_data(
-                nonce,
-                identity.public,
-                attestor_thumbprint=thumbprint,
-                tenant=tenant,
-                role=role,
-                package_id=package_id,
-                tls_key=tls_key,
-            ),
-            role,
+        bound = binding(
+            nonce,
+            identity.public,
+            attestor_thumbprint=thumbprint,
+            tenant=tenant,
+            role=role,
+            package_id=package_id,
+            tls_key=tls_key,
         )
+        collected = platform.collect(bound, role)
         token = self._call(
             self._stub.Attest,
             attestor_pb2.AttestRequest(
                 nonce=nonce,
                 evidence_kind=platform.kind.value,
-                evidence=evidence,
+                evidence=collected.evidence,
+                endorsements=collected.endorsements,
                 signing_key=identity.public.signing_key,
                 hpke_key=identity.public.hpke_key,
                 tls_key=tls_key,
                 tenant=tenant,
                 role=role_to_proto(role),
                 package_id=package_id,
+                gpu_evidence=gpus.collect(gpu_nonce(bound.report_data)) if gpus is not None else b"",
             ),
         ).token
         result = self.verifier().verify(token, role=role, tenant=tenant, package_id=package_id)
@@ -193,6 +199,24 @@ class AttestorClient:
             ),
         )
         return LeaseTerms(lease_id, answer.lease_expires_at, answer.tokens_granted)
+
+    def watch_revocations(self, identity: WorkloadIdentity, token: str, after: int) -> Iterator[RevocationNotice]:
+        """Revocations behind number `after` that concern the token's tenant, as they come, until the token expires.
+
+        Raises what the attestor refuses the token with, UnavailableError when the stream breaks.
+        """
+        nonce = secrets.token_bytes(REQUEST_NONCE_BYTES)
+        request = attestor_pb2.WatchRevocationsRequest(
+            token=token,
+            signature=identity.sign(watch_transcript(self.attestor_thumbprint, token, after, nonce)),
+            request_nonce=nonce,
+            after=after,
+        )
+        try:
+            for answer in self._stub.WatchRevocations(request, timeout=_WATCH_SECONDS):
+                yield RevocationNotice(answer.number, answer.package_id, answer.sequence, tuple(answer.workloads))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, f"attestor {self.endpoint}") from None
 
     def status(self) -> attestor_pb2.GetStatusResponse:
         """What the attestor says it is."""

@@ -21,10 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tensorguard.crypto.files import read_secret_file, write_secret_file
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.claims import EvidenceKind, Role
-from tensorguard.evidence.keys import AttestorKey
 from tensorguard.evidence.measurement import code_measurement
 from tensorguard.evidence.policy import parse_policy
-from tensorguard.evidence.state import AttestorState
+from tensorguard.store.state import AttestorState
 
 log = structlog.get_logger(__name__)
 
@@ -67,9 +66,10 @@ def initialise_development_state(
     Keys are made once and never replaced. The policy is written only where there is none, or where the one
     that is there is an unedited generated one; anything else stays and is logged. Raises ConfigurationError.
     """
-    state = AttestorState.open(state_dir)
-    root_key = state.directory / "simulated-root.pem"
-    root_public = state.directory / "simulated-root.pub.pem"
+    with AttestorState.open(state_dir) as state:
+        directory, thumbprint = state.directory, state.key.thumbprint
+    root_key = directory / "simulated-root.pem"
+    root_public = directory / "simulated-root.pub.pem"
     _make_root(root_key, root_public)
     policy = _policy_text(
         [tenant] if isinstance(tenant, str) else list(tenant),
@@ -78,10 +78,9 @@ def initialise_development_state(
         tokens_per_grant=tokens_per_grant,
         tokens_per_release=tokens_per_release,
     )
-    policy_file = state.directory / "policy.yaml"
+    policy_file = directory / "policy.yaml"
     _write_policy(policy_file, policy)
-    key = AttestorKey.load_or_create(state.signing_key)
-    return DevelopmentState(state.directory, policy_file, root_key, root_public, key.thumbprint)
+    return DevelopmentState(directory, policy_file, root_key, root_public, thumbprint)
 
 
 def _make_root(private: Path, public: Path) -> None:

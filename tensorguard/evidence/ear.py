@@ -6,7 +6,7 @@ import base64
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from tensorguard.evidence.claims import Claims, EvidenceKind, Role
 from tensorguard.evidence.ear_claims import PROFILE, EarClaims
 from tensorguard.evidence.identity import PublicIdentity
 from tensorguard.evidence.keys import AttestorKey, KeySet
+from tensorguard.evidence.nvidia.claims import GpuClaims
 from tensorguard.evidence.policy import MAX_TOKEN_LIFE_SECONDS, Policy
 from tensorguard.evidence.result import AttestationResult
 
@@ -49,9 +50,10 @@ def issue_token(
     package_id: str = "",
     tls_key_sha256: str = "",
     nonce: bytes = b"",
+    gpus: Sequence[GpuClaims] = (),
     now: float | None = None,
 ) -> IssuedToken:
-    """Sign the result of a successful appraisal of `claims` under `policy`."""
+    """Sign the result of a successful appraisal of `claims`, and of the host's `gpus`, under `policy`."""
     issued = int(time.time() if now is None else now)
     expires = issued + min(policy.token_life_seconds, MAX_TOKEN_LIFE_SECONDS)
     token_id = secrets.token_urlsafe(16)
@@ -87,6 +89,22 @@ def issue_token(
             "tls_key_sha256": tls_key_sha256,
         },
     }
+    if gpus:
+        payload["submods"]["gpu"] = {
+            # Authentic hardware and allowed versions. What the firmware measured is not compared: nobody's claim (0).
+            "ear_status": "warning" if simulated else "affirming",
+            "ear_trustworthiness_vector": {"instance-identity": 2, "executables": 0, "hardware": 2},
+            "ear_appraisal_policy_ids": [f"{policy.id}#sha256:{policy.sha256}"],
+            "tensafe_devices": [
+                {
+                    "device_id": gpu.device_id,
+                    "model": gpu.model,
+                    "driver_version": gpu.driver_version,
+                    "vbios_version": gpu.vbios_version,
+                }
+                for gpu in gpus
+            ],
+        }
     payload = {name: value for name, value in payload.items() if value is not None}
     token = jwt.encode(payload, key.private_key, algorithm=_ALGORITHM, headers={"typ": "JWT", "kid": key.thumbprint})
     return IssuedToken(token, token_id, expires)

@@ -41,8 +41,17 @@ class _Appraisal(_Claims):
     ear_status: Literal["affirming", "warning"]
 
 
+class _Device(_Claims):
+    device_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,40}$")]
+
+
+class _GpuAppraisal(_Appraisal):
+    tensafe_devices: Annotated[list[_Device], Field(min_length=1)]
+
+
 class _Submodules(_Claims):
     workload: _Appraisal
+    gpu: _GpuAppraisal | None = None
 
 
 class _TenSafe(_Claims):
@@ -91,6 +100,7 @@ class EarClaims(_Claims):
             expires_at=self.exp,
             attestor_thumbprint=attestor_thumbprint,
             tls_key_sha256=own.tls_key_sha256,
+            gpu_ids=tuple(device.device_id for device in self.submods.gpu.tensafe_devices) if self.submods.gpu else (),
         )
 
 

@@ -61,6 +61,13 @@ class PublicIdentity:
         self.seal(b"", b"")  # only a valid key can be sealed to
 
     @property
+    def signing_key_spki(self) -> bytes:
+        """The signing key as a DER SubjectPublicKeyInfo, 91 bytes. Raises InvalidInputError when it is no key."""
+        return load_signing_key(self.signing_key).public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+
+    @property
     def thumbprint(self) -> str:
         """RFC 7638 thumbprint of the signing key: the name of this identity."""
         return thumbprint(load_signing_key(self.signing_key))

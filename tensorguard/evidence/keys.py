@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tensorguard.crypto import canonical
-from tensorguard.crypto.files import read_secret_file, write_secret_file
-from tensorguard.errors import ConfigurationError, InvalidInputError, TokenError
+from tensorguard.errors import InvalidInputError, TokenError
 from tensorguard.evidence.identity import jwk_of, load_signing_key, thumbprint
 
 MAX_KEY_SET_BYTES = 64 * 1024
@@ -33,23 +30,6 @@ class AttestorKey:
     def generate(cls) -> AttestorKey:
         """A new key, in memory only."""
         return cls(ec.generate_private_key(ec.SECP256R1()))
-
-    @classmethod
-    def load_or_create(cls, path: Path) -> AttestorKey:
-        """The key in `path` (PEM, mode 0600), made at the first start.
-
-        Raises ConfigurationError when the file is not such a key or can be read by others.
-        """
-        if not path.exists():
-            with contextlib.suppress(ConfigurationError):  # another process may have been faster
-                write_secret_file(path, _to_pem(ec.generate_private_key(ec.SECP256R1())))
-        try:
-            key = serialization.load_pem_private_key(read_secret_file(path), None)
-        except (ValueError, TypeError):
-            raise ConfigurationError(f"{path} is not an unencrypted PEM private key") from None
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise ConfigurationError(f"{path} does not hold a P-256 key")
-        return cls(key)
 
     def sign(self, data: bytes) -> bytes:
         """ECDSA P-256 with SHA-256, DER."""
@@ -115,9 +95,3 @@ def _from_jwk(entry: dict[str, str]) -> ec.EllipticCurvePublicKey:
     if "kid" in entry and entry["kid"] != thumbprint(key):
         raise ValueError("kid is not the key's thumbprint")
     return key
-
-
-def _to_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

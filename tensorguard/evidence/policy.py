@@ -12,25 +12,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from tensorguard.crypto import canonical
 from tensorguard.errors import PolicyError
 from tensorguard.evidence.claims import REQUIRED_MEASUREMENTS, EvidenceKind, Role
+from tensorguard.evidence.nitro.policy import NitroPolicy
+from tensorguard.evidence.nvidia.policy import GpuPolicy
+from tensorguard.evidence.snp.policy import SnpPolicy
+from tensorguard.evidence.strict import Strict
+from tensorguard.evidence.tdx.policy import TdxPolicy
 
 MAX_POLICY_BYTES = 256 * 1024
 MAX_TOKEN_LIFE_SECONDS = 300
+KINDS_WITH_SECTION = (EvidenceKind.TDX, EvidenceKind.SNP, EvidenceKind.NITRO)
+"""Kinds whose platforms a policy must say something about, under the kind's own name."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$", max_length=64)]
 Register = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{2}){32,64}$")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class MeasurementTuple(_Strict):
+class MeasurementTuple(Strict):
     """Registers that must all match together. Tuples are never mixed."""
 
     evidence_kind: Annotated[EvidenceKind, Field(strict=False)]
@@ -45,13 +48,15 @@ class MeasurementTuple(_Strict):
         return self
 
 
-class RolePolicy(_Strict):
+class RolePolicy(Strict):
     """What may play one role."""
 
     measurements: Annotated[list[MeasurementTuple], Field(min_length=1, max_length=256)]
+    gpu: GpuPolicy | None = None
+    """What its GPUs must be, for an inference host; None: they are not asked about."""
 
 
-class LeaseLimits(_Strict):
+class LeaseLimits(Strict):
     """How long and how many tokens a released key is good for before it must be renewed."""
 
     seconds: Annotated[int, Field(ge=1, le=24 * 3600)]
@@ -60,7 +65,7 @@ class LeaseLimits(_Strict):
     """Upper limit on what all leases of one adapter release may serve; a package may ask for less."""
 
 
-class Policy(_Strict):
+class Policy(Strict):
     """One version of what an attestor accepts."""
 
     version: Literal[1]
@@ -71,10 +76,25 @@ class Policy(_Strict):
     lease: LeaseLimits
     token_life_seconds: Annotated[int, Field(ge=1, le=MAX_TOKEN_LIFE_SECONDS)] = MAX_TOKEN_LIFE_SECONDS
     allow_debug: bool = False
+    tdx: TdxPolicy | None = None
+    snp: SnpPolicy | None = None
+    nitro: NitroPolicy | None = None
+
+    @model_validator(mode="after")
+    def _sections_are_those_of_the_kinds(self) -> Policy:
+        for kind in KINDS_WITH_SECTION:
+            named, section = kind in self.evidence_kinds, getattr(self, kind.value)
+            if named and section is None:
+                raise ValueError(f"evidence_kinds names {kind.value}: say in a section {kind.value!r} what it must be")
+            if section is not None and not named:
+                raise ValueError(f"there is a section {kind.value!r}, but evidence_kinds does not name that kind")
+        return self
 
     @model_validator(mode="after")
     def _tuples_are_usable(self) -> Policy:
         for role, rules in self.roles.items():
+            if rules.gpu is not None and role is not Role.INFERENCE:
+                raise ValueError(f"roles.{role.value} has a section 'gpu', but only an inference host has GPUs")
             for entry in rules.measurements:
                 if entry.evidence_kind not in self.evidence_kinds:
                     raise ValueError(
@@ -106,6 +126,11 @@ def parse_policy(text: bytes | str) -> Policy:
             for item in error.errors(include_input=False, include_url=False)
         )
         raise PolicyError(f"the policy is refused: {problems}") from None
+
+
+def policy_json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a policy. Some rules between fields are only in the code: `tensafe policy lint`."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Policy.model_json_schema()}
 
 
 def load_policy(path: Path) -> Policy:

@@ -35,6 +35,19 @@ class LeaseTerms:
     """In total under this lease."""
 
 
+@dataclass(frozen=True, slots=True)
+class RevocationNotice:
+    """What a workload is told of a revocation: a release of its tenant, or workloads of its tenant."""
+
+    number: int
+    """Counts up; a watcher asks for those behind the last one it has seen."""
+    package_id: str = ""
+    sequence: int = 0
+    """0: every version of the package."""
+    workloads: tuple[str, ...] = ()
+    """RFC 7638 thumbprints of their attested keys."""
+
+
 def release_transcript(
     attestor_thumbprint: str, token: str, release: Release, tokens_wanted: int, request_nonce: bytes
 ) -> bytes:
@@ -69,6 +82,13 @@ def renew_transcript(
         tokens_used,
         tokens_wanted,
         request_nonce,
+    )
+
+
+def watch_transcript(attestor_thumbprint: str, token: str, after: int, request_nonce: bytes) -> bytes:
+    """What the attested key signs to be told of revocations."""
+    return transcript.encode(
+        transcript.WATCH, attestor_thumbprint, hashlib.sha256(token.encode()).digest(), after, request_nonce
     )
 
 

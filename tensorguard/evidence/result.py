@@ -25,6 +25,8 @@ class AttestationResult:
     """Unix seconds."""
     attestor_thumbprint: str
     tls_key_sha256: str = ""
+    gpu_ids: tuple[str, ...] = ()
+    """Attested GPUs of an inference host (`GpuClaims.device_id`); empty where the policy does not ask for them."""
 
     @property
     def simulated(self) -> bool:

@@ -10,7 +10,9 @@ Field: TypeAlias = "bytes | str | int"
 ATTEST: Final = "tssp-attest/v1"
 RELEASE: Final = "tssp-release/v1"
 RENEW: Final = "tssp-renew/v1"
+GPU_NONCE: Final = "tssp-gpu-nonce/v1"
 SEALED_KEY: Final = "tssp-sealed-key/v1"
+WATCH: Final = "tssp-watch/v1"
 
 
 def encode(domain: str, *fields: Field) -> bytes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.client import AttestorClient, ReleasedKey
 from tensorguard.evidence.identity import WorkloadIdentity
-from tensorguard.evidence.platform import Platform
-from tensorguard.evidence.release import LeaseTerms, Release
+from tensorguard.evidence.platform import GpuPlatform, Platform
+from tensorguard.evidence.release import LeaseTerms, Release, RevocationNotice
 
 REFRESH_SECONDS = 60.0
 
@@ -27,6 +27,7 @@ class Workload:
         role: Role,
         tenant: str,
         package_id: str = "",
+        gpus: GpuPlatform | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.client = client
@@ -36,6 +37,7 @@ class Workload:
         self.package_id = package_id
         self.evidence_kind = platform.kind
         self._platform = platform
+        self._gpus = gpus
         self._clock = clock
         self._lock = threading.Lock()
         self._token = ""
@@ -52,6 +54,7 @@ class Workload:
                     role=self.role,
                     tenant=self.tenant,
                     package_id=self.package_id,
+                    gpus=self._gpus,
                 )
                 result = self.client.verifier().verify(token)
                 life = result.expires_at - result.issued_at
@@ -67,6 +70,10 @@ class Workload:
     def release_key(self, release: Release, *, tokens_wanted: int) -> ReleasedKey:
         """`AttestorClient.release_key` under the current token."""
         return self.client.release_key(self.identity, self.token(), release, tokens_wanted=tokens_wanted)
+
+    def watch_revocations(self, after: int) -> Iterator[RevocationNotice]:
+        """`AttestorClient.watch_revocations` under the current token."""
+        return self.client.watch_revocations(self.identity, self.token(), after)
 
     def renew(self, lease_id: str, *, tokens_used: int, tokens_wanted: int) -> LeaseTerms:
         """`AttestorClient.renew` under the current token."""

@@ -1,6 +1,6 @@
-"""Sealed adapter packages (`.tssp` v1, docs/tssp.md) and the registry of their content keys.
+"""Sealed adapter packages (`.tssp` v1, docs/tssp.md).
 
-Names are imported when they are first used: the attestor needs the registry only, without any ring
+Names are imported when they are first used: the attestor needs names of packages only, without any ring
 arithmetic.
 """
 
@@ -15,14 +15,12 @@ if TYPE_CHECKING:
     from tensorguard.package.inspection import read_unverified
     from tensorguard.package.manifest import Manifest
     from tensorguard.package.reader import AdapterContents, GroupContents, open_manifest, read_adapter
-    from tensorguard.package.registry import PackageKeyRegistry
     from tensorguard.package.writer import pack_adapter
 
 __all__ = [
     "AdapterContents",
     "GroupContents",
     "Manifest",
-    "PackageKeyRegistry",
     "VerifiedManifest",
     "check_base_model",
     "open_manifest",
@@ -35,7 +33,6 @@ _MODULES = {
     "AdapterContents": "reader",
     "GroupContents": "reader",
     "Manifest": "manifest",
-    "PackageKeyRegistry": "registry",
     "VerifiedManifest": "envelope",
     "check_base_model": "base_model",
     "open_manifest": "reader",

@@ -72,6 +72,7 @@ class KeyRegistrar(Protocol):
         content_key: bytes,
         token_budget: int,
         expires: int,
+        release_policy_sha256: str,
     ) -> object: ...
 
 
@@ -189,6 +190,7 @@ def pack_adapter(
             content_key=content_key,
             token_budget=token_budget,
             expires=manifest.expires,
+            release_policy_sha256="" if release_policy is None else release_policy.sha256,
         )
     report("sealing", 1, 1)
     return verified

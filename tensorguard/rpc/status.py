@@ -38,6 +38,8 @@ _STATUS: dict[type[TenSafeError], Status] = {
     errors.PolicyError: Status(grpc.StatusCode.FAILED_PRECONDITION, 500),
     errors.AuthenticationError: Status(grpc.StatusCode.UNAUTHENTICATED, 401),
     errors.PermissionDeniedError: Status(grpc.StatusCode.PERMISSION_DENIED, 403),
+    errors.RevokedError: Status(grpc.StatusCode.PERMISSION_DENIED, 403),
+    errors.RateLimitedError: Status(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, retry_after=2),
     errors.NotFoundError: Status(grpc.StatusCode.NOT_FOUND, 404),
     errors.UnavailableError: Status(grpc.StatusCode.UNAVAILABLE, 503, retry_after=2),
     errors.LeaseExpiredError: Status(grpc.StatusCode.FAILED_PRECONDITION, 503, retry_after=30),

@@ -8,8 +8,9 @@ from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import ConfigurationError, NotFoundError
 from tensorguard.package.base_model import check_base_model_folder
 from tensorguard.package.publishers import known_publishers
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.stack.services import PackagedAdapter
+from tensorguard.store.database import FILE_NAME
+from tensorguard.store.state import AttestorState
 
 
 def find_adapter(
@@ -32,13 +33,14 @@ def find_adapter(
         raise ConfigurationError(f"there is no package {package}")
     state = attestor_state.expanduser().resolve()
     publishers = tuple(path.resolve() for path in publisher_keys) or known_publishers(state)
-    if not publishers or not (state / "packages.sqlite3").is_file():
+    if not publishers or not (state / FILE_NAME).is_file():
         raise ConfigurationError(_not_registered(package, state))
     keys = [VerifyingKeys.read(path) for path in publishers]
     verified = open_manifest(package, keys)
     manifest = verified.manifest
     try:
-        PackageKeyRegistry(state).lookup(manifest.tenant, manifest.package_id, manifest.sequence, verified.digest)
+        with AttestorState.open(state) as opened:
+            opened.packages.lookup(manifest.tenant, manifest.package_id, manifest.sequence, verified.digest)
     except NotFoundError:
         raise ConfigurationError(_not_registered(package, state)) from None
     if name is not None and name != manifest.package_id:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import structlog
 
-from tensorguard.backends.vllm import TenSafeAsyncEngine, TenSafeVLLMConfig, sources
+from tensorguard.backends.vllm import TenSafeAsyncEngine, TenSafeVLLMConfig, connect, sources
 from tensorguard.backends.vllm.config import WorkerSettings
 from tensorguard.backends.vllm.connect import host_platform
 from tensorguard.backends.vllm.core import EngineCore
 from tensorguard.errors import EvidenceRefusedError
+from tensorguard.evidence.claims import EvidenceKind
 from tensorguard.evidence.development import DevelopmentState
 from tensorguard.stack import embedded
 from tensorguard.stack.services import PackagedAdapter
@@ -107,3 +108,12 @@ def test_a_host_without_hardware_is_refused_with_the_option_that_permits_it() ->
     settings = WorkerSettings(model_path=Path("/m"), simulated_root_key=Path("/s/root"))
     with pytest.raises(EvidenceRefusedError, match="require_attestation=False"):
         host_platform(settings)
+
+
+def test_a_host_with_hardware_attests_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "hardware_kind", lambda: EvidenceKind.TDX)
+    for settings in (
+        WorkerSettings(model_path=Path("/m"), simulated_root_key=Path("/s/root")),
+        WorkerSettings(model_path=Path("/m"), require_attestation=False),
+    ):
+        assert host_platform(settings).kind is EvidenceKind.TDX

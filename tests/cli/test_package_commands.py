@@ -17,7 +17,7 @@ import pytest
 
 from tensorguard.cli.main import COMMANDS, run
 from tensorguard.errors import NotFoundError
-from tensorguard.package.registry import PackageKeyRegistry
+from tensorguard.store.state import AttestorState
 from tests.support.adapters import adapter_config, adapter_tensors, write_adapter, write_base_model
 
 
@@ -75,7 +75,7 @@ def test_pack_registers_the_key(site: Site, tensafe: Run) -> None:
     assert code == 0
     assert shown["signatures_checked"] is False
     assert shown["manifest"]["moai"]["rotations"] == 0
-    registry = PackageKeyRegistry(site.folder / "attestor")
+    registry = AttestorState.open(site.folder / "attestor").packages
     stored = registry.lookup("acme", "law-style", 1, shown["digest"])
     assert stored.key_id == shown["manifest"]["key_id"]
     assert stored.token_budget == shown["manifest"]["token_budget"]
@@ -194,8 +194,8 @@ def test_pack_refuses_what_the_contract_does_not_allow(
     assert f"[{reason}]" in err and named in err
     assert not (tmp_path / "x.tssp").exists()
     with pytest.raises(NotFoundError):  # nor was a key registered
-        PackageKeyRegistry(site.folder / "attestor").lookup("acme", "law-style", 9, "ab" * 32)
-    assert PackageKeyRegistry(site.folder / "attestor").newest_sequence("acme", "law-style") == 1
+        AttestorState.open(site.folder / "attestor").packages.lookup("acme", "law-style", 9, "ab" * 32)
+    assert AttestorState.open(site.folder / "attestor").packages.newest_sequence("acme", "law-style") == 1
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
@@ -286,7 +286,7 @@ def test_help_lists_commands_without_importing_them() -> None:
 
 def test_inspection_and_registry_need_no_ring_arithmetic() -> None:
     program = (
-        "import sys, tensorguard.cli.inspect, tensorguard.package.registry\n"
+        "import sys, tensorguard.cli.inspect, tensorguard.store.packages\n"
         "print([name for name in ('numba', 'torch', 'vllm', 'transformers') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

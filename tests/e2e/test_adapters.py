@@ -34,8 +34,8 @@ from tensorguard.errors import (
 )
 from tensorguard.evidence.development import DevelopmentState, initialise_development_state
 from tensorguard.models.reference import ReferenceAnswer, ReferenceModel
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
+from tensorguard.store.state import AttestorState
 from tests.support.coprocessor import TENANT, running_attestor, start_coprocessor
 from tests.support.letter_llama import write_letter_llama
 from tests.support.random_lora import write_random_lora
@@ -118,7 +118,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             package_id=name.removesuffix("-2"),
             sequence=2 if name == RED_2 else 1,
             signing_keys=publisher,
-            key_registrar=PackageKeyRegistry(state.state_dir).register,
+            key_registrar=AttestorState.open(state.state_dir).packages.register,
         )
         return package
 

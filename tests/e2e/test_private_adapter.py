@@ -20,8 +20,9 @@ from safetensors.numpy import load_file
 
 from tensorguard.cli.demo_setup import BASE_NAME, DEMO_ADAPTER
 from tensorguard.crypto.signatures import VerifyingKeys
-from tensorguard.package import PackageKeyRegistry, open_manifest, read_adapter
+from tensorguard.package import open_manifest, read_adapter
 from tensorguard.package.parts import decode_basis
+from tensorguard.store.state import AttestorState
 from tests.e2e.conftest import MAX_TOKENS, Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
@@ -143,7 +144,7 @@ async def test_no_row_of_the_weights_is_in_the_inference_host(stack: Stack, prom
     packaged = stack.demo.packaged
     verified = open_manifest(packaged.package, [VerifyingKeys.read(path) for path in packaged.publisher_keys])
     manifest = verified.manifest
-    record = PackageKeyRegistry(stack.settings.attestor_state).lookup(
+    record = AttestorState.open(stack.settings.attestor_state).packages.lookup(
         manifest.tenant, manifest.package_id, manifest.sequence, verified.digest
     )
     contents = read_adapter(packaged.package, verified, record.content_key)

@@ -8,9 +8,9 @@ import pytest
 from tensorguard.errors import ConfigurationError, PolicyError
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.development import DevelopmentState, initialise_development_state
-from tensorguard.evidence.keys import AttestorKey
 from tensorguard.evidence.measurement import code_measurement
 from tensorguard.evidence.policy import load_policy
+from tensorguard.store.state import AttestorState
 
 NEW_CODE = "cd" * 48
 
@@ -45,7 +45,8 @@ def test_keys_stay_and_generated_policy_follows_the_code(state: DevelopmentState
     after = {path.name: path.read_bytes() for path in state.state_dir.iterdir()}
     assert {name for name in after if before[name] != after[name]} == {"policy.yaml"}
     assert NEW_CODE in after["policy.yaml"].decode()
-    assert AttestorKey.load_or_create(state.state_dir / "signing-key.pem").thumbprint == (state.attestor_thumbprint)
+    with AttestorState.open(state.state_dir) as opened:
+        assert opened.key.thumbprint == state.attestor_thumbprint
 
 
 @pytest.mark.parametrize(

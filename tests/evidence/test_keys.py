@@ -1,38 +1,16 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
-from pathlib import Path
 
 import pytest
 
-from tensorguard.errors import ConfigurationError, TokenError
+from tensorguard.errors import TokenError
 from tensorguard.evidence.keys import AttestorKey, KeySet
 
 
-def test_key_is_made_once_and_private(tmp_path: Path) -> None:
-    path = tmp_path / "key.pem"
-    first = AttestorKey.load_or_create(path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert AttestorKey.load_or_create(path).thumbprint == first.thumbprint
-    assert "PRIVATE" not in repr(first)
-
-
-def test_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "key.pem"
-    AttestorKey.load_or_create(path)
-    path.chmod(0o640)
-    with pytest.raises(ConfigurationError, match="chmod 600"):
-        AttestorKey.load_or_create(path)
-
-
-def test_file_that_is_no_key_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "key.pem"
-    path.write_bytes(os.urandom(100))
-    path.chmod(0o600)
-    with pytest.raises(ConfigurationError):
-        AttestorKey.load_or_create(path)
+def test_key_is_not_shown() -> None:
+    key = AttestorKey.generate()
+    assert repr(key) == f"AttestorKey({key.thumbprint})"
 
 
 def test_key_set_round_trip() -> None:

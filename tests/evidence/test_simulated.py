@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tensorguard.errors import ConfigurationError, EvidenceRefusedError
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.development import DevelopmentState, initialise_development_state
+from tensorguard.evidence.report_data import Binding
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
 from tensorguard.evidence.simulated.document import SIGNING_DOMAIN
 from tensorguard.evidence.simulated.verifier import SimulatedVerifier
@@ -20,9 +21,8 @@ DATA = bytes(range(64))
 
 @pytest.fixture
 def evidence(state: DevelopmentState) -> bytes:
-    return SimulatedPlatform(state.simulated_root_key, measurement=CODE, clock=lambda: 1000).collect(
-        DATA, Role.COPROCESSOR
-    )
+    platform = SimulatedPlatform(state.simulated_root_key, measurement=CODE, clock=lambda: 1000)
+    return platform.collect(Binding(DATA, b"", b""), Role.COPROCESSOR).evidence
 
 
 @pytest.fixture

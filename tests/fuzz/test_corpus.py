@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuzz.edits import message_from
+from fuzz.evidence_target import evidence_target
 from fuzz.frames_target import frames_target
 from fuzz.manifest_target import manifest_target
 from fuzz.memory import MemoryBoundError
@@ -19,6 +20,7 @@ from fuzz.sessions_target import sessions_target
 from fuzz.shared_memory_target import shared_memory_target
 from fuzz.target import Target
 from services.he_lora.evaluation import Evaluation
+from tensorguard.evidence.tdx import verifier as tdx_verifier
 from tensorguard.package import envelope
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
 from tensorguard.session import frames
@@ -69,6 +71,24 @@ def test_shared_memory(on_shared_memory: Target) -> None:
 
 def test_manifest() -> None:
     replay(manifest_target())
+
+
+def test_evidence() -> None:
+    replay(evidence_target())
+
+
+def test_a_verifier_that_raises_anything_else_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = evidence_target()
+    monkeypatch.setattr(tdx_verifier, "check_chain", lambda _chain: (_ for _ in ()).throw(KeyError("a field")))
+    with pytest.raises(KeyError):
+        target.run(b"\0\0")
+
+
+def test_accepted_evidence_that_says_something_else_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = evidence_target()
+    monkeypatch.setattr(tdx_verifier, "_claims", lambda *_: None)
+    with pytest.raises(AssertionError):
+        target.run(b"\0\0")
 
 
 def test_unexpected_exception_is_a_finding(on_frames: Target, monkeypatch: pytest.MonkeyPatch) -> None:

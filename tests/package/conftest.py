@@ -10,8 +10,9 @@ import pytest
 
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.package.envelope import VerifiedManifest
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
+from tensorguard.store.packages import PackageKeyRegistry
+from tensorguard.store.state import AttestorState
 from tests.support.adapters import write_adapter, write_base_model
 
 
@@ -43,7 +44,7 @@ class Packed:
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     folder = tmp_path_factory.mktemp("package")
     adapter, base_model = write_adapter(folder / "adapter"), write_base_model(folder / "model")
-    keys, registry = SigningKeys.generate(), PackageKeyRegistry(folder / "attestor")
+    keys, registry = SigningKeys.generate(), AttestorState.open(folder / "attestor").packages
     verified = pack_adapter(
         adapter,
         folder / "adapter.tssp",

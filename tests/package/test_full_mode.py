@@ -16,16 +16,16 @@ from tensorguard.package.envelope import VerifiedManifest
 from tensorguard.package.manifest import Group
 from tensorguard.package.parts import decode_basis
 from tensorguard.package.reader import open_manifest, read_adapter
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
 from tensorguard.session import frames
+from tensorguard.store.state import AttestorState
 from tests.package.conftest import Packed
 
 
 @pytest.fixture(scope="module")
 def full(packed: Packed, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VerifiedManifest, bytes]:
     folder = tmp_path_factory.mktemp("full")
-    registry = PackageKeyRegistry(folder / "attestor")
+    registry = AttestorState.open(folder / "attestor").packages
     arguments = packed.arguments(sequence=1, key_registrar=registry.register, mode="full")
     verified = pack_adapter(packed.adapter, folder / "x.tssp", **arguments)
     key = registry.lookup("acme", "law-style", 1, verified.digest).content_key
@@ -69,7 +69,7 @@ def test_rows_are_limited_in_one_place() -> None:
 
 
 def test_memory_limits_leave_plans_out(packed: Packed, tmp_path: Path) -> None:
-    registry = PackageKeyRegistry(tmp_path / "attestor")
+    registry = AttestorState.open(tmp_path / "attestor").packages
 
     def plans(name: str, memory_limit: int | None) -> tuple[int, int]:
         arguments = packed.arguments(sequence=len(name), key_registrar=registry.register, memory_limit=memory_limit)

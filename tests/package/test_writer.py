@@ -22,8 +22,8 @@ from tensorguard.errors import (
 from tensorguard.models.identity import base_model_identity
 from tensorguard.package.base_model import check_base_model
 from tensorguard.package.reader import read_adapter
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
+from tensorguard.store.state import AttestorState
 from tests.package.conftest import Packed
 from tests.support.adapters import adapter_config, adapter_tensors, write_adapter, write_base_model
 
@@ -64,7 +64,7 @@ def test_bounds_are_published_not_measurements(packed: Packed) -> None:
 
 
 def test_packing_twice_gives_other_keys_bases_and_weights(packed: Packed, tmp_path: Path) -> None:
-    registry = PackageKeyRegistry(tmp_path / "state")
+    registry = AttestorState.open(tmp_path / "state").packages
     again = pack_adapter(
         packed.adapter, tmp_path / "x.tssp", **packed.arguments(sequence=1, key_registrar=registry.register)
     )
@@ -114,7 +114,7 @@ def test_unknown_parameter_sets(packed: Packed, tmp_path: Path) -> None:
 
 
 def test_chosen_parameter_sets(packed: Packed, tmp_path: Path) -> None:
-    registry = PackageKeyRegistry(tmp_path / "state")
+    registry = AttestorState.open(tmp_path / "state").packages
     arguments = packed.arguments(parameter_set="n4096-q90-w14", key_registrar=registry.register)
     wider = pack_adapter(packed.adapter, tmp_path / "x.tssp", **arguments).manifest.moai
     assert wider.parameter_set == "n4096-q90-w14"
@@ -148,7 +148,7 @@ def test_adapters_for_another_model(packed: Packed, tmp_path: Path) -> None:
 
 def test_an_adapter_without_effect_packs(packed: Packed, tmp_path: Path) -> None:
     tensors = {name: value * ("lora_A" in name) for name, value in adapter_tensors().items()}
-    registry = PackageKeyRegistry(tmp_path / "state")
+    registry = AttestorState.open(tmp_path / "state").packages
     verified = pack_adapter(
         write_adapter(tmp_path / "zero", tensors),
         tmp_path / "x.tssp",

@@ -9,8 +9,8 @@ import pytest
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import ConfigurationError, PackageError, PackageTamperedError
 from tensorguard.package.publishers import known_publishers
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.stack.packages import find_adapter
+from tensorguard.store.state import AttestorState
 from tests.support.packages import pack_small_adapter
 
 
@@ -33,7 +33,7 @@ def test_an_unregistered_key_is_named_as_the_problem(state: Path, tmp_path: Path
     with pytest.raises(ConfigurationError, match="is not registered in"):
         find_adapter(state.parent / "law.tssp", tmp_path / "nowhere")
     other = tmp_path / "other"
-    PackageKeyRegistry(other)
+    AttestorState.open(other).close()
     keys = known_publishers(state)
     with pytest.raises(ConfigurationError, match="is not registered in"):
         find_adapter(state.parent / "law.tssp", other, publisher_keys=keys)

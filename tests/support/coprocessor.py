@@ -23,8 +23,8 @@ from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
 from tensorguard.evidence.workload import Workload
 from tensorguard.package.envelope import VerifiedManifest
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
+from tensorguard.store.state import AttestorState
 from tests.support.adapters import adapter_config, adapter_tensors, write_adapter, write_base_model
 
 TENANT = "tenant"
@@ -121,7 +121,7 @@ def running_world(
         package_id=ADAPTER,
         sequence=1,
         signing_keys=publisher,
-        key_registrar=PackageKeyRegistry(state.state_dir).register,
+        key_registrar=AttestorState.open(state.state_dir).packages.register,
         mode=mode,
     )
     with running_attestor(state) as attestor:

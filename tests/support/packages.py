@@ -8,8 +8,9 @@ from typing import Any
 
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.package.publishers import remember_publisher
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
+from tensorguard.store.packages import PackageKeyRegistry
+from tensorguard.store.state import AttestorState
 from tests.support.adapters import write_adapter, write_base_model
 
 
@@ -24,7 +25,7 @@ def pack_small_adapter(folder: Path, state: Path) -> None:
         package_id="law-style",
         sequence=1,
         signing_keys=keys,
-        key_registrar=PackageKeyRegistry(state).register,
+        key_registrar=AttestorState.open(state).packages.register,
     )
     remember_publisher(state, keys.public)
 

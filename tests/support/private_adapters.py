@@ -12,8 +12,8 @@ from services.he_lora.settings import HeLoraSettings
 from tensorguard.backends.vllm.config import AdapterConnection
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.evidence.development import initialise_development_state
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
+from tensorguard.store.state import AttestorState
 from tests.support.coprocessor import TENANT, running_attestor, start_coprocessor
 
 
@@ -41,7 +41,7 @@ class PrivateAdapters:
 def private_adapters(folder: Path, model: Path, adapters: Mapping[str, Path]) -> Iterator[PrivateAdapters]:
     """Seal PEFT folders (by name) for `model` and serve all of them from one coprocessor, in this process."""
     state = initialise_development_state(folder / "state", TENANT)
-    publisher, registry = SigningKeys.generate(), PackageKeyRegistry(state.state_dir)
+    publisher, registry = SigningKeys.generate(), AttestorState.open(state.state_dir).packages
     public = folder / "publisher.pem"
     public.write_bytes(publisher.public.to_pem())
     for name, source in adapters.items():

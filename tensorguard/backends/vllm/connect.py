@@ -28,6 +28,7 @@ from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.platform import Platform
+from tensorguard.evidence.platforms import hardware_kind, platform_of
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
 from tensorguard.evidence.workload import Workload
 from tensorguard.models.identity import BaseModelIdentity, base_model_identity
@@ -162,13 +163,16 @@ class Connector:
 
 def host_platform(settings: WorkerSettings) -> Platform:
     """What collects evidence about this process. Raises EvidenceRefusedError where nothing permitted can."""
+    if settings.simulated_root_key is not None and not settings.require_attestation:
+        return SimulatedPlatform(settings.simulated_root_key)
+    kind = hardware_kind()
+    if kind is not None:
+        return platform_of(kind)
     if settings.require_attestation:
         raise EvidenceRefusedError(_simulated("this host"))
-    if settings.simulated_root_key is None:
-        raise EvidenceRefusedError(
-            "this host has no TEE whose evidence is supported, and no simulated_root_key to simulate one with"
-        )
-    return SimulatedPlatform(settings.simulated_root_key)
+    raise EvidenceRefusedError(
+        "this host has no TEE whose evidence is supported, and no simulated_root_key to simulate one with"
+    )
 
 
 def check_adapter(adapter: AttachedAdapter, connection: AdapterConnection, model: BaseModelIdentity) -> None:

@@ -13,6 +13,8 @@ from tensorguard.crypto.files import read_secret_file
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.measurement import code_measurement
+from tensorguard.evidence.platform import Evidence
+from tensorguard.evidence.report_data import Binding
 from tensorguard.evidence.simulated.document import SIGNING_DOMAIN, SimulatedDocument
 
 
@@ -44,15 +46,15 @@ class SimulatedPlatform:
         self._debug = debug
         self._clock = clock
 
-    def collect(self, report_data: bytes, role: Role) -> bytes:
+    def collect(self, binding: Binding, role: Role) -> Evidence:
         """Evidence over 64 bytes of report data."""
         document = SimulatedDocument(
             kind="simulated",
             version=1,
             measurement=self._measurement,
             role=role,
-            report_data=report_data.hex(),
+            report_data=binding.report_data.hex(),
             issued_at=int(self._clock()),
             debug=self._debug,
         ).to_bytes()
-        return document + self._key.sign(SIGNING_DOMAIN + document)
+        return Evidence(document + self._key.sign(SIGNING_DOMAIN + document))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -42,8 +43,13 @@ class SimulatedVerifier:
             raise ConfigurationError(f"{root_public_key_file} does not hold an Ed25519 key")
         return cls(key)
 
-    def verify(self, evidence: bytes) -> Claims:
-        """Raises EvidenceRefusedError unless the root signed exactly these bytes and they are well-formed."""
+    def verify(self, evidence: bytes, endorsements: Sequence[bytes] = (), *, at: float = 0.0) -> Claims:
+        """Raises EvidenceRefusedError unless the root signed exactly these bytes and they are well-formed.
+
+        The root is a key without a certificate: there are no endorsements, and no time at which it ends.
+        """
+        if endorsements:
+            raise EvidenceRefusedError("simulated evidence has no endorsements", "endorsement_unused")
         if not SIGNATURE_BYTES < len(evidence) <= MAX_EVIDENCE_BYTES:
             raise EvidenceRefusedError("the evidence has an impossible size", "malformed")
         document, signature = evidence[:-SIGNATURE_BYTES], evidence[-SIGNATURE_BYTES:]

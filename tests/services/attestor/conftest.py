@@ -17,7 +17,7 @@ from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.release import Release
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
 from tensorguard.evidence.workload import Workload
-from tensorguard.package.registry import PackageKeyRegistry
+from tensorguard.store.audit import records_of, verify_records
 
 CODE = "ab" * 48
 CONTENT_KEY = os.urandom(32)
@@ -48,14 +48,20 @@ class Bench:
             tokens_per_grant=GRANT,
             lease_seconds=LEASE_SECONDS,
         )
-        self.registry = PackageKeyRegistry(self.state.state_dir)
-        self.release = self.register("package", 1)
         self._clients: list[AttestorClient] = []
         self.attestor: Attestor = self._start()
+        self.release = self.register("package", 1)
 
-    def register(self, package_id: str, sequence: int, tenant: str = "tenant", key: bytes = CONTENT_KEY) -> Release:
+    def register(
+        self,
+        package_id: str,
+        sequence: int,
+        tenant: str = "tenant",
+        key: bytes = CONTENT_KEY,
+        release_policy_sha256: str = "",
+    ) -> Release:
         digest = os.urandom(32)
-        self.registry.register(
+        self.attestor.state.packages.register(
             digest.hex(),
             tenant,
             package_id,
@@ -64,6 +70,7 @@ class Bench:
             key,
             BUDGET,
             int(self.clock()) + 5000,
+            release_policy_sha256,
         )
         return Release(tenant, package_id, sequence, digest)
 
@@ -122,8 +129,12 @@ class Bench:
         self.attestor.close()
 
     @property
-    def audit_file(self) -> Path:
-        return self.state.state_dir / "audit.jsonl"
+    def audit_lines(self) -> list[bytes]:
+        """The whole audit log, verified."""
+        with self.attestor.state.database.reading() as connection:
+            lines = list(records_of(connection))
+        verify_records(lines, self.attestor.state.key_set(), seen=[self.attestor.state.audit.head])
+        return lines
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.development import DevelopmentState, initialise_development_state
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
+from tensorguard.store.database import FILE_NAME
 
 ROOT = Path(__file__).resolve().parents[3]
 CODE = "ab" * 48
@@ -89,7 +91,6 @@ def test_serves_and_stops_on_sigterm(state: DevelopmentState) -> None:
             tenant="tenant",
         )
         client.close()
-        assert "another attestor" in fails(arguments(state))
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     for path in state.state_dir.iterdir():
@@ -131,11 +132,32 @@ def test_settings_from_the_environment(state: DevelopmentState, monkeypatch: pyt
 
 
 def test_changed_audit_log_stops_the_start(state: DevelopmentState) -> None:
-    log = state.state_dir / "audit.jsonl"
     with running(arguments(state)) as (process, _):
         process.send_signal(signal.SIGTERM)
         process.wait(20)
-    log.write_bytes(log.read_bytes().replace(b"development", b"production."))
-    assert "record 1" in fails(arguments(state))
-    log.unlink()
-    assert "cut short or replaced" in fails(arguments(state))
+    with sqlite3.connect(state.state_dir / FILE_NAME) as database:
+        database.execute("UPDATE audit SET line = replace(line, 'development', 'production.')")
+    assert "record 1: its content was changed" in fails(arguments(state))
+    with sqlite3.connect(state.state_dir / FILE_NAME) as database:
+        database.execute("DELETE FROM audit")
+    assert "it was set back" in fails(arguments(state))
+
+
+def test_two_attestors_serve_one_database(state: DevelopmentState) -> None:
+    """A challenge of one of them can be answered to the other, and both write one audit log."""
+    with running(arguments(state)) as (_, first), running(arguments(state)) as (_, second):
+        for address in (first, second):
+            client = AttestorClient(address, thumbprint=state.attestor_thumbprint)
+            client.attest(
+                WorkloadIdentity.generate(),
+                SimulatedPlatform(state.simulated_root_key, measurement=CODE),
+                role=Role.INFERENCE,
+                tenant="tenant",
+            )
+            assert client.status().audit_records == (3 if address == first else 4)
+            client.close()
+
+
+def test_state_of_an_earlier_version_is_refused(state: DevelopmentState) -> None:
+    (state.state_dir / "packages.sqlite3").touch()
+    assert "earlier version (packages.sqlite3)" in fails(arguments(state))

@@ -25,18 +25,20 @@ from tensorguard.errors import (
     LeaseExpiredError,
     NotFoundError,
     PermissionDeniedError,
+    PolicyError,
     TenSafeError,
     TokenError,
     TokenExpiredError,
 )
-from tensorguard.evidence.audit import AuditLog, verify_audit_log
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.identity import WorkloadIdentity
+from tensorguard.evidence.policy import load_policy
 from tensorguard.evidence.release import Release, release_transcript, renew_transcript
 from tensorguard.evidence.workload import Workload
 from tensorguard.observability.logging import configure_logging
 from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2 as pb
 from tensorguard.rpc.status import from_rpc_error
+from tensorguard.store.audit import AuditLog
 
 from .conftest import BUDGET, CONTENT_KEY, GRANT, LEASE_SECONDS, Bench
 
@@ -79,8 +81,7 @@ def test_release_and_renew(bench: Bench) -> None:
     renewed = workload.renew(released.terms.lease_id, tokens_used=100, tokens_wanted=50)
     assert renewed.tokens_granted == 150
     assert renewed.expires_at == bench.clock() + LEASE_SECONDS
-    head = verify_audit_log(bench.audit_file, workload.client.jwks())
-    assert head.records == workload.client.status().audit_records
+    assert len(bench.audit_lines) == workload.client.status().audit_records
 
 
 def test_grants_come_in_chunks(bench: Bench) -> None:
@@ -206,6 +207,25 @@ def test_token_of_an_earlier_policy(bench: Bench) -> None:
     bench.restart()
     with pytest.raises(TokenError, match="policy"):
         bench.client().release_key(identity, token, bench.release, tokens_wanted=1)
+
+
+def test_a_packages_release_policy_holds_for_release_and_renewal(bench: Bench) -> None:
+    policy = load_policy(bench.state.policy_file)
+    with pytest.raises(PolicyError, match="pack the adapter again"):
+        bench.workload(package_id="strict").release_key(
+            bench.register("strict", 1, release_policy_sha256="ab" * 32), tokens_wanted=1
+        )
+    release = bench.register("bound", 1, release_policy_sha256=policy.sha256)
+    workload = bench.workload(package_id="bound")
+    lease_id = workload.release_key(release, tokens_wanted=10).terms.lease_id
+    workload.renew(lease_id, tokens_used=1, tokens_wanted=1)
+    document = yaml.safe_load(bench.state.policy_file.read_text())
+    document["lease"]["seconds"] = 10
+    bench.state.policy_file.write_text(yaml.safe_dump(document))
+    bench.restart()
+    again = bench.workload(package_id="bound", identity=workload.identity)
+    with pytest.raises(PolicyError, match="pack the adapter again"):
+        again.renew(lease_id, tokens_used=1, tokens_wanted=1)
 
 
 @pytest.mark.parametrize(
@@ -364,10 +384,10 @@ def test_no_key_without_an_audit_record(bench: Bench, monkeypatch: pytest.Monkey
     workload = bench.workload()
     workload.token()
 
-    def broken(self: AuditLog, event: str, fields: object) -> None:
+    def broken(self: AuditLog, connection: object, event: str, fields: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(AuditLog, "append", broken)
+    monkeypatch.setattr(AuditLog, "_append", broken)
     with pytest.raises(InternalError):
         workload.release_key(bench.release, tokens_wanted=10)
     monkeypatch.undo()
@@ -400,10 +420,10 @@ def test_neither_logs_nor_audit_nor_errors_hold_secrets(bench: Bench, log_text: 
         with pytest.raises(TenSafeError) as error:
             attempt()
         messages.append(str(error.value))
-    text = "\n".join([log_text.getvalue(), bench.audit_file.read_text(), *messages, repr(released)])
+    text = "\n".join([log_text.getvalue(), b"".join(bench.audit_lines).decode(), *messages, repr(released)])
     assert "decided" in text
     secret_texts = [workload.token(), workload.token().split(".")[2], CONTENT_KEY.hex(), repr(CONTENT_KEY)]
     secret_texts += [base64.b64encode(CONTENT_KEY).decode(), "PRIVATE KEY"]
     for secret in secret_texts:
         assert secret not in text
-    assert all(json.loads(line) for line in bench.audit_file.read_text().splitlines())
+    assert all(json.loads(line) for line in bench.audit_lines)

@@ -12,6 +12,7 @@ from tensorguard.errors import (
     BudgetExhaustedError,
     LeaseExpiredError,
     NotFoundError,
+    RevokedError,
     TenSafeError,
     UnavailableError,
 )
@@ -150,3 +151,40 @@ def test_stop_reports_the_last_tokens(parts: Parts) -> None:
     parts.adapter.meter.charge(0, "qkv", 3)
     parts.keeper.stop()
     assert parts.workload.calls[-1] == (3, 0)
+
+
+def test_a_revoked_adapter_is_dropped_for_that_reason(parts: Parts) -> None:
+    assert parts.keeper.serves("a", 0) and parts.keeper.serves("a", 1)
+    assert not parts.keeper.serves("a", 2) and not parts.keeper.serves("b", 0)
+    parts.keeper.revoke(RevokedError("revoked"))
+    with pytest.raises(RevokedError, match=r"^revoked$"):
+        parts.store.get("a")
+    parts.open_error = RevokedError("still revoked")
+    parts.keeper.step()
+    parts.keeper.step()
+    with pytest.raises(RevokedError, match=r"^still revoked$"):
+        parts.store.get("a")
+    assert parts.opened == []
+
+
+def test_a_renewal_that_is_refused_as_revoked_drops_at_once(parts: Parts) -> None:
+    parts.workload.error = RevokedError("revoked")
+    parts.clock.now = 50
+    parts.keeper.step()
+    with pytest.raises(RevokedError):
+        parts.store.get("a")
+
+
+def test_a_revocation_while_the_adapter_is_opened_again_is_not_lost(parts: Parts) -> None:
+    parts.clock.now = 100
+    parts.keeper.step()
+    reopen = parts.reopen
+
+    def revoked_meanwhile() -> ServedAdapter:
+        parts.keeper.revoke(RevokedError("revoked"))
+        return reopen()
+
+    parts.keeper._open_again = revoked_meanwhile
+    parts.keeper.step()
+    with pytest.raises(RevokedError):
+        parts.store.get("a")

@@ -29,8 +29,8 @@ from tensorguard.errors import (
 from tensorguard.evidence.development import initialise_development_state
 from tensorguard.evidence.policy import load_policy
 from tensorguard.package.manifest import ReleasePolicy
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
+from tensorguard.store.state import AttestorState
 from tests.support.coprocessor import TENANT, World, running_attestor
 from tests.support.packages import register_another_key
 
@@ -41,6 +41,7 @@ MODULES = [
     "leases",
     "loading",
     "metering",
+    "revocations",
     "server",
     "servicer",
     "sessions",
@@ -176,7 +177,7 @@ def test_the_command_says_what_to_change(
         package_id="other-key",
         sequence=1,
         signing_keys=world.publisher,
-        key_registrar=register_another_key(PackageKeyRegistry(world.state.state_dir)),
+        key_registrar=register_another_key(AttestorState.open(world.state.state_dir).packages),
     )
     cases: list[tuple[dict[str, Any], str, str, str]] = [
         ({"packages": [tampered]}, "package_tampered", str(tampered), "get the file again"),
@@ -251,7 +252,7 @@ def test_package_that_names_a_policy(world: World, tmp_path: Path, same: bool) -
         package_id=f"named-{same}".lower(),
         sequence=1,
         signing_keys=world.publisher,
-        key_registrar=PackageKeyRegistry(world.state.state_dir).register,
+        key_registrar=AttestorState.open(world.state.state_dir).packages.register,
         release_policy=ReleasePolicy(id=policy.id, sha256=policy.sha256 if same else "ab" * 32),
     )
     if same:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from services.he_lora.sessions import KEPT_KEYS, PENDING_SECONDS, Session, SessionRegistry
 from tensorguard.ckks.parameters import DEFAULT_PARAMETER_SET, get_parameter_set
-from tensorguard.errors import InvalidInputError, NotFoundError, UnavailableError
+from tensorguard.errors import InvalidInputError, NotFoundError, RevokedError, UnavailableError
 from tensorguard.session.transcript import SessionTranscript
 
 
@@ -22,7 +23,7 @@ class ClosableEvaluator:
 
 
 EVALUATOR: Any = ClosableEvaluator()
-HOST: Any = object()
+HOST: Any = SimpleNamespace(identity=SimpleNamespace(thumbprint="host"))
 
 
 class Clock:
@@ -50,6 +51,17 @@ def session(clock: Clock, *, completed: bool = True) -> Session:
     if completed:
         made.add_key(0, EVALUATOR)
     return made
+
+
+def test_a_revoked_host_has_no_sessions_and_gets_none(registry: SessionRegistry, clock: Clock) -> None:
+    first = session(clock)
+    registry.add(first)
+    registry.revoke(["another"])
+    assert registry.alive(first)
+    registry.revoke(["host"])
+    assert first.ended and not registry.alive(first)
+    with pytest.raises(RevokedError):
+        registry.add(session(clock))
 
 
 def test_number_of_sessions_is_bounded(registry: SessionRegistry, clock: Clock) -> None:

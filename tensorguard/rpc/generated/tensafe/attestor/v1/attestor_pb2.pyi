@@ -132,9 +132,11 @@ class AttestRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     PACKAGE_ID_FIELD_NUMBER: _builtins.int
+    ENDORSEMENTS_FIELD_NUMBER: _builtins.int
+    GPU_EVIDENCE_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
     evidence_kind: _builtins.str
-    """"simulated"; "tdx", "snp" and "nitro" are names of the hardware kinds."""
+    """"tdx", "snp", "nitro" or "simulated"."""
     evidence: _builtins.bytes
     signing_key: _builtins.bytes
     """Uncompressed SEC1 point of the workload's P-256 signing key."""
@@ -146,6 +148,12 @@ class AttestRequest(_message.Message):
     role: Global___Role.ValueType
     package_id: _builtins.str
     """Package id the evidence is bound to; empty for an inference host."""
+    gpu_evidence: _builtins.bytes
+    """Reports of the host's NVIDIA GPUs, as NVIDIA's attestation SDK writes them; empty where nobody asks for them."""
+    @_builtins.property
+    def endorsements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """What the platform has at hand of its maker's certificates and collateral, one file each, in any order."""
+
     def __init__(
         self,
         *,
@@ -158,10 +166,12 @@ class AttestRequest(_message.Message):
         tenant: _builtins.str = ...,
         role: Global___Role.ValueType = ...,
         package_id: _builtins.str = ...,
+        endorsements: _abc.Iterable[_builtins.bytes] | None = ...,
+        gpu_evidence: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "evidence_kind", b"evidence_kind", "hpke_key", b"hpke_key", "nonce", b"nonce", "package_id", b"package_id", "role", b"role", "signing_key", b"signing_key", "tenant", b"tenant", "tls_key", b"tls_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endorsements", b"endorsements", "evidence", b"evidence", "evidence_kind", b"evidence_kind", "gpu_evidence", b"gpu_evidence", "hpke_key", b"hpke_key", "nonce", b"nonce", "package_id", b"package_id", "role", b"role", "signing_key", b"signing_key", "tenant", b"tenant", "tls_key", b"tls_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,6 +327,70 @@ class RenewLeaseResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewLeaseResponse: _TypeAlias = RenewLeaseResponse  # noqa: Y015
+
+@_typing.final
+class WatchRevocationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    REQUEST_NONCE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    signature: _builtins.bytes
+    """Signature of the attested key over this request's transcript."""
+    request_nonce: _builtins.bytes
+    after: _builtins.int
+    """Number of the newest revocation that the caller knows; 0 at first."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
+        request_nonce: _builtins.bytes = ...,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "request_nonce", b"request_nonce", "signature", b"signature", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRevocationsRequest: _TypeAlias = WatchRevocationsRequest  # noqa: Y015
+
+@_typing.final
+class WatchRevocationsResponse(_message.Message):
+    """A revocation of a package, or of workloads."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    PACKAGE_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    WORKLOADS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    package_id: _builtins.str
+    sequence: _builtins.int
+    """0: every version of the package."""
+    @_builtins.property
+    def workloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """RFC 7638 thumbprints of the attested keys that are revoked, or whose code or machine is."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        package_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        workloads: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "package_id", b"package_id", "sequence", b"sequence", "workloads", b"workloads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRevocationsResponse: _TypeAlias = WatchRevocationsResponse  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):

@@ -60,6 +60,11 @@ class AttestorServiceStub:
                 request_serializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewLeaseRequest.SerializeToString,
                 response_deserializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewLeaseResponse.FromString,
                 _registered_method=True)
+        self.WatchRevocations = channel.unary_stream(
+                '/tensafe.attestor.v1.AttestorService/WatchRevocations',
+                request_serializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.WatchRevocationsRequest.SerializeToString,
+                response_deserializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.WatchRevocationsResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/tensafe.attestor.v1.AttestorService/GetStatus',
                 request_serializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.GetStatusRequest.SerializeToString,
@@ -106,6 +111,14 @@ class AttestorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchRevocations(self, request, context):
+        """Tells the caller, as they come, of revocations that concern its tenant. Ends when the token expires: ask again with
+        a fresh one, from the last number seen.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """What this attestor is: policy hash, evidence kinds the policy names, audit head. No secrets.
         """
@@ -140,6 +153,11 @@ def add_AttestorServiceServicer_to_server(servicer, server):
                     servicer.RenewLease,
                     request_deserializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewLeaseRequest.FromString,
                     response_serializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewLeaseResponse.SerializeToString,
+            ),
+            'WatchRevocations': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRevocations,
+                    request_deserializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.WatchRevocationsRequest.FromString,
+                    response_serializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.WatchRevocationsResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -283,6 +301,33 @@ class AttestorService:
             '/tensafe.attestor.v1.AttestorService/RenewLease',
             tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewLeaseRequest.SerializeToString,
             tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRevocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tensafe.attestor.v1.AttestorService/WatchRevocations',
+            tensafe_dot_attestor_dot_v1_dot_attestor__pb2.WatchRevocationsRequest.SerializeToString,
+            tensafe_dot_attestor_dot_v1_dot_attestor__pb2.WatchRevocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class AttestorServiceStub:
     """Releases the content key of one package sequence, sealed to the attested HPKE key of the caller, under a lease."""
     RenewLease: _grpc.UnaryUnaryMultiCallable[_attestor_pb2.RenewLeaseRequest, _attestor_pb2.RenewLeaseResponse]
     """Extends a lease and charges the tokens used so far."""
+    WatchRevocations: _grpc.UnaryStreamMultiCallable[_attestor_pb2.WatchRevocationsRequest, _attestor_pb2.WatchRevocationsResponse]
+    """Tells the caller, as they come, of revocations that concern its tenant. Ends when the token expires: ask again with
+    a fresh one, from the last number seen.
+    """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_attestor_pb2.GetStatusRequest, _attestor_pb2.GetStatusResponse]
     """What this attestor is: policy hash, evidence kinds the policy names, audit head. No secrets."""
 
@@ -61,6 +65,10 @@ class AttestorServiceAsyncStub(AttestorServiceStub):
     """Releases the content key of one package sequence, sealed to the attested HPKE key of the caller, under a lease."""
     RenewLease: _aio.UnaryUnaryMultiCallable[_attestor_pb2.RenewLeaseRequest, _attestor_pb2.RenewLeaseResponse]  # type: ignore[assignment]
     """Extends a lease and charges the tokens used so far."""
+    WatchRevocations: _aio.UnaryStreamMultiCallable[_attestor_pb2.WatchRevocationsRequest, _attestor_pb2.WatchRevocationsResponse]  # type: ignore[assignment]
+    """Tells the caller, as they come, of revocations that concern its tenant. Ends when the token expires: ask again with
+    a fresh one, from the last number seen.
+    """
     GetStatus: _aio.UnaryUnaryMultiCallable[_attestor_pb2.GetStatusRequest, _attestor_pb2.GetStatusResponse]  # type: ignore[assignment]
     """What this attestor is: policy hash, evidence kinds the policy names, audit head. No secrets."""
 
@@ -106,6 +114,16 @@ class AttestorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attestor_pb2.RenewLeaseResponse, _abc.Awaitable[_attestor_pb2.RenewLeaseResponse]]:
         """Extends a lease and charges the tokens used so far."""
+
+    @_abc_1.abstractmethod
+    def WatchRevocations(
+        self,
+        request: _attestor_pb2.WatchRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_attestor_pb2.WatchRevocationsResponse], _abc.AsyncIterator[_attestor_pb2.WatchRevocationsResponse]]:
+        """Tells the caller, as they come, of revocations that concern its tenant. Ends when the token expires: ask again with
+        a fresh one, from the last number seen.
+        """
 
     @_abc_1.abstractmethod
     def GetStatus(

@@ -1,0 +1,90 @@
+"""`tensafe attestor`: look after an attestor's state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tensorguard.cli.state_options import (
+    DEFAULT_STATE,
+    DatabaseUrl,
+    KeyName,
+    StateDirectory,
+    Witnesses,
+    location,
+)
+from tensorguard.store.backup import back_up
+from tensorguard.store.backup import restore as restore_backup
+from tensorguard.store.state import AttestorState
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _attestor() -> None:
+    """Look after an attestor's state: backups, the key-encryption key, a database that was set back."""
+
+
+@app.command()
+def backup(
+    output: Annotated[Path, typer.Option(help="The file to make; must not exist.")],
+    attestor_state: StateDirectory = DEFAULT_STATE,
+    database_url: DatabaseUrl = None,
+    key: KeyName = None,
+    witness: Witnesses = None,
+) -> None:
+    """Copy the database while the attestor runs. The key-encryption key is not in it: keep that elsewhere."""
+    with AttestorState(location(attestor_state, database_url, key, witness)) as state:
+        records = back_up(state, output)
+    typer.echo(f"{output}: the state up to audit record {records}; it opens only with the key-encryption key")
+
+
+@app.command()
+def restore(
+    backup: Annotated[Path, typer.Option(help="A file made by `tensafe attestor backup`.")],
+    attestor_state: StateDirectory = DEFAULT_STATE,
+    key: KeyName = None,
+    witness: Witnesses = None,
+) -> None:
+    """Put a backup where there is no database. Refused as set back unless it is the newest state."""
+    directory = attestor_state.expanduser()
+    path = restore_backup(backup, directory)
+    with AttestorState(location(directory, None, key, witness)) as state:
+        typer.echo(f"{path}: restored, at audit record {state.audit.head.records}")
+
+
+@app.command("rotate-kek")
+def rotate_kek(
+    new: Annotated[str, typer.Option(help="The new key: file:PATH (made if absent), env:NAME or vault:https://...")],
+    attestor_state: StateDirectory = DEFAULT_STATE,
+    database_url: DatabaseUrl = None,
+    key: KeyName = None,
+    witness: Witnesses = None,
+) -> None:
+    """Wrap every secret under another key-encryption key. Restart attestors with the new one afterwards."""
+    with AttestorState(location(attestor_state, database_url, key, witness)) as state:
+        count = state.rotate_key_encryption_key(new)
+    typer.echo(
+        f"{count} secrets are wrapped under the new key: set TENSAFE_ATTESTOR_KEY_ENCRYPTION_KEY={new} and restart "
+        "every attestor; backups made before still need the old key"
+    )
+
+
+@app.command("accept-rollback")
+def accept_rollback(
+    why: Annotated[str, typer.Option(help="Why this state is accepted; goes into the audit log.")],
+    attestor_state: StateDirectory = DEFAULT_STATE,
+    database_url: DatabaseUrl = None,
+    key: KeyName = None,
+    witness: Witnesses = None,
+) -> None:
+    """Accept a database that was set back, or a new head file or witness. This is an audit record itself.
+
+    Tokens granted and revocations since the backup are forgotten: revoke again what was revoked, before the attestor
+    starts.
+    """
+    state = AttestorState(location(attestor_state, database_url, key, witness), accept_rollback=why)
+    with state:
+        typer.echo(f"accepted, with audit record {state.audit.head.records}")

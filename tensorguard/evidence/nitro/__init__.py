@@ -1,0 +1,1 @@
+"""Evidence kind `nitro`: attestation documents of AWS Nitro Enclaves, verified offline."""

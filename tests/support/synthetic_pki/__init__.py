@@ -1,0 +1,1 @@
+"""Makers' certificate hierarchies that tests make up, so that they can sign what no real sample shows."""
