@@ -18,8 +18,8 @@ import pytest
 
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.package.publishers import remember_publisher
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
+from tensorguard.store.state import AttestorState
 from tests.support.letter_llama import write_letter_llama
 from tests.support.open_files import shared_memory_of
 from tests.support.random_lora import write_random_lora
@@ -72,7 +72,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[signa
         package_id="red",
         sequence=1,
         signing_keys=publisher,
-        key_registrar=PackageKeyRegistry(folder / "state").register,
+        key_registrar=AttestorState.open(folder / "state").packages.register,
     )
     remember_publisher(folder / "state", publisher.public)
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -16,10 +16,10 @@ from pathlib import Path
 from tensorguard.backends.vllm.config import AdapterConnection
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.evidence.development import initialise_development_state
-from tensorguard.package.registry import PackageKeyRegistry
 from tensorguard.package.writer import pack_adapter
 from tensorguard.stack.health import HealthProbe
 from tensorguard.stack.process import ServiceSpec
+from tensorguard.store.state import AttestorState
 from tests.support.coprocessor import running_attestor
 from tests.support.faulty_coprocessor import FAULT
 
@@ -87,7 +87,7 @@ class CoprocessorProcesses:
 def coprocessor_processes(folder: Path, model: Path, adapters: Mapping[str, Path]) -> Iterator[CoprocessorProcesses]:
     """Seal PEFT folders (by name) for `model` and serve each from a coprocessor of its own. All are in checked mode."""
     state = initialise_development_state(folder / "state", TENANT)
-    publisher, registry = SigningKeys.generate(), PackageKeyRegistry(state.state_dir)
+    publisher, registry = SigningKeys.generate(), AttestorState.open(state.state_dir).packages
     public = folder / "publisher.pem"
     public.write_bytes(publisher.public.to_pem())
     with running_attestor(state) as attestor, ExitStack() as stack:
