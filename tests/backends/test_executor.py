@@ -1,4 +1,4 @@
-"""The engine process sleeps while a worker computes, and hears of the answer at once."""
+"""The engine process sleeps while a worker computes, and finds the answer soon, notified or not."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_waiting_for_a_step_takes_no_core(worker: MessageQueue, answers: Message
         begun, used_before = time.monotonic(), time.thread_time()
         assert answers.dequeue(timeout=30) == number
         used.append(time.thread_time() - used_before)
-        assert time.monotonic() - begun < STEP_SECONDS + 4.0, "no notification: vLLM looks again after 5 s"
+        assert time.monotonic() - begun < STEP_SECONDS + 4.0, "vLLM looks again after 5 s"
         step.join()
     assert max(used) < STEP_SECONDS / 5
 
@@ -60,3 +60,15 @@ def test_answers_that_are_there_already_are_taken(worker: MessageQueue, answers:
     for number in range(20):
         worker.enqueue(number)
         assert answers.dequeue(timeout=30) == number
+
+
+def test_a_lost_notification_costs_no_time(
+    worker: MessageQueue, answers: MessageQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker._spin_condition, "notify", lambda: None)
+    step = threading.Timer(STEP_SECONDS, worker.enqueue, ["late"])
+    step.start()
+    begun = time.monotonic()
+    assert answers.dequeue(timeout=30) == "late"
+    assert time.monotonic() - begun < STEP_SECONDS + 4.0, "vLLM looks again after 5 s"
+    step.join()
