@@ -83,7 +83,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[signa
             shutil.copytree(folder / "state", state)
             with output.open("wb") as stream, (folder / f"{number.name}.log").open("wb") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "program.py", "model", "red.tssp", str(state)],
+                    # As in a terminal: what a script starts in the background ignores SIGINT, and so do its children.
+                    ["env", "--default-signal=INT", sys.executable, "program.py", "model", "red.tssp", str(state)],
                     cwd=folder,
                     env={**os.environ, **offline},
                     stdin=subprocess.DEVNULL,
