@@ -79,7 +79,7 @@ class Appraiser:
         self._verifiers = verifiers
         self._nonces = nonces
         self._decisions = decisions
-        self._endorsements = endorsements if endorsements is not None else EndorsementDirectory(None)
+        self._endorsements = endorsements if endorsements is not None else EndorsementDirectory(None, {})
         self._gpu_verifier = gpu_verifier if gpu_verifier is not None else GpuVerifier()
         self._clock = clock
 
