@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import cbor2
+
 from fuzz.edits import message_from
 from fuzz.memory import bounded_memory
 from fuzz.target import Target
@@ -75,7 +77,7 @@ def nitro_target() -> Target:
     def verify(evidence: bytes, files: Sequence[bytes]) -> Claims:
         return verifier.verify(evidence, files, at=certificates.NOW)
 
-    payload = nitro.cbor2.dumps(module.document())
+    payload = cbor2.dumps(module.document())
     tagged = nitro.sign1(payload, module.chain[-1].key, tagged=True)
     return _target("nitro", [Case(verify, module.evidence()), Case(verify, tagged)])
 
