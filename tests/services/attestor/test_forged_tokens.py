@@ -148,7 +148,7 @@ FORGERIES: dict[str, tuple[Callable[[Forger], str], type[TenSafeError], str]] = 
     "expired": (lambda f: f.changed(iat=f.now - 400, exp=f.now - 100), TokenExpiredError, "attest again"),
     "from the future": (lambda f: f.changed(iat=f.now + 60, exp=f.now + 360), TokenError, "from the future"),
     "too long a life": (lambda f: f.changed(exp=f.now + 86_400), TokenError, "live longer"),
-    "an id that nobody issued": (lambda f: f.changed(jti="made-up-by-the-forger"), TokenError, "no record of this token"),
+    "an id that nobody issued": (lambda f: f.changed(jti="made-up-by-forger"), TokenError, "no record of this token"),
     "under another policy": (
         lambda f: f.changed(
             tensafe={**f.payload["tensafe"], "policy_sha256": "ab" * 32},
