@@ -11,7 +11,7 @@ ARGS ?=
 COPROCESSOR_TESTS := $(addprefix tests/,ckks crypto engines evidence lora observability package rpc session \
 	services/attestor services/he_lora test_architecture.py test_settings.py)
 
-.PHONY: help setup model test test-e2e test-all test-coprocessor-310 lint format protos demo up down demo-adapter bench bench-speculation trace bench-he fuzz compose-test clean
+.PHONY: help setup model test test-e2e test-all test-coprocessor-310 lint format protos demo up down demo-adapter bench bench-speculation trace bench-attestor bench-he fuzz compose-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-21s %s\n", $$1, $$2 }' Makefile
@@ -70,11 +70,14 @@ bench-speculation: setup ## tokens per second and accepted guesses against k (AR
 trace: setup ## where the time of an engine step goes, on both sides (reports/step.*)
 	$(PY) benchmarks/step_trace.py --picture reports/step.png $(ARGS)
 
+bench-attestor: setup ## verifications of evidence and key releases a second (ARGS=--quick: only that it runs)
+	$(PY) benchmarks/attestor.py $(ARGS)
+
 bench-he: setup ## z = A·x under CKKS: TenSafe beside OpenFHE and TenSEAL (reports/he_core.*)
 	@scripts/setup_peers.sh
 	$(PY) benchmarks/he_core.py $(ARGS)
 
-fuzz: ## coverage-guided fuzzing of frames, sessions, shared memory and manifests (ARGS="--seconds 600"), report in reports/fuzz.txt
+fuzz: ## coverage-guided fuzzing of frames, sessions, shared memory, manifests and evidence (ARGS="--seconds 600"), report in reports/fuzz.txt
 	@scripts/setup_fuzz.sh
 	.venv-fuzz/bin/python -m fuzz $(ARGS)
 

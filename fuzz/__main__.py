@@ -1,6 +1,6 @@
 """Fuzz all targets and write a report.
 
-    python -m fuzz [--seconds 600] [--targets frames sessions shared_memory manifest evidence] [--report FILE] [--keep]
+    python -m fuzz [--seconds 600] [--targets frames sessions ...] [--report FILE] [--keep]
 
 The time is divided among the targets. Exit status 1 if anything was found; the inputs are in .cache/fuzz then, and
 `python -m fuzz.child TARGET FILE` shows one again. Needs atheris (`make fuzz` prepares .venv-fuzz).
@@ -27,7 +27,16 @@ from fuzz.target import CORPUS
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".cache" / "fuzz"
-TARGETS = {"frames": 0.25, "sessions": 0.35, "shared_memory": 0.2, "manifest": 0.1, "evidence": 0.1}
+TARGETS = {
+    "frames": 0.2,
+    "sessions": 0.3,
+    "shared_memory": 0.2,
+    "manifest": 0.1,
+    "tdx": 0.05,
+    "snp": 0.05,
+    "nitro": 0.05,
+    "nvidia": 0.05,
+}
 """With their shares of the time."""
 LONGEST_INPUT = 512
 RSS_LIMIT_MIB = 2048

@@ -18,8 +18,7 @@ from tensorguard import ckks
 
 INSTRUMENTED = [
     "tensorguard.crypto.canonical",
-    "tensorguard.evidence.ear",
-    "tensorguard.evidence.tdx",
+    "tensorguard.evidence",
     "tensorguard.package",
     "tensorguard.session",
     "services.he_lora",

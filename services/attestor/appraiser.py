@@ -10,7 +10,7 @@ from enum import Enum
 
 from services.attestor.decisions import Decision, Decisions
 from tensorguard.errors import ConfigurationError, EvidenceRefusedError, InvalidInputError
-from tensorguard.evidence.appraisal import appraisal_of, require_evidence_kind
+from tensorguard.evidence.appraisal import appraisal_of, require_evidence_kind, require_hpke_suite
 from tensorguard.evidence.claims import Claims, EvidenceKind, Role
 from tensorguard.evidence.ear import IssuedToken, issue_token
 from tensorguard.evidence.endorsements import EndorsementDirectory
@@ -79,7 +79,7 @@ class Appraiser:
         self._verifiers = verifiers
         self._nonces = nonces
         self._decisions = decisions
-        self._endorsements = endorsements if endorsements is not None else EndorsementDirectory(None)
+        self._endorsements = endorsements if endorsements is not None else EndorsementDirectory(None, {})
         self._gpu_verifier = gpu_verifier if gpu_verifier is not None else GpuVerifier()
         self._clock = clock
 
@@ -151,6 +151,7 @@ class Appraiser:
         except ValueError:
             raise EvidenceRefusedError("this kind of evidence is not known", "evidence_kind_not_allowed") from None
         require_evidence_kind(self._policy, kind)
+        require_hpke_suite(self._policy, request.identity.hpke_suite)
         now = self._clock()
         expected = binding(
             request.nonce,

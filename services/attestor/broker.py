@@ -105,7 +105,9 @@ class KeyBroker:
             # After the commit: if sealing fails, tokens are lost, which is safe; nothing is ever sealed unrecorded.
             sealed = caller.identity.seal(
                 package.content_key,
-                sealed_key_info(self._callers.attestor_thumbprint, release, proof.request_nonce, terms),
+                sealed_key_info(
+                    self._callers.attestor_thumbprint, caller.identity.hpke_suite, release, proof.request_nonce, terms
+                ),
             )
         return SealedKey(sealed, terms)
 
@@ -162,6 +164,7 @@ class KeyBroker:
             holder=caller.identity.thumbprint,
             tenant=caller.tenant,
             evidence_kind=caller.kind.value,
+            hpke_suite=caller.identity.hpke_suite.value,
             policy_sha256=caller.policy_sha256,
         )
         return caller

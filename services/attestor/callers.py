@@ -52,5 +52,5 @@ class Callers:
 
     @staticmethod
     def check_not_revoked(connection: Connection, caller: AttestationResult) -> None:
-        """Raises RevokedError when what the token rests on is revoked by now."""
+        """Raises RevokedError when what the token rests on is revoked by now, TokenError when it is not known here."""
         check_token_not_revoked(connection, caller.token_id, caller.identity.thumbprint)

@@ -56,7 +56,8 @@ def build_attestor(settings: AttestorSettings, *, clock: Callable[[], float] = t
     verifiers = {
         kind: verifier_of(kind, simulated_root=settings.simulated_root_public_key) for kind in policy.evidence_kinds
     }
-    endorsements = EndorsementDirectory(settings.endorsements_dir)
+    endorsements = EndorsementDirectory(settings.endorsements_dir, verifiers)
+    endorsements.check(policy.evidence_kinds)
     url = settings.database_url
     state = AttestorState(
         StateLocation(

@@ -16,6 +16,7 @@ log = structlog.get_logger(__name__)
 _RETRY_SECONDS = 5.0
 _LONGEST_RETRY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
+_LEAST_PAUSE_SECONDS = 0.1
 _LOW_SHARE = 0.25
 """A lease is also renewed when less than this share of what it had after the last renewal is left."""
 
@@ -90,7 +91,9 @@ class LeaseKeeper:
         half = self._renewed_at + (expires - self._renewed_at) / 2
         if now < half and meter.left >= self._low_mark:
             return min(half - now, _LOOK_SECONDS)
-        return 0.0 if self._renew(self._adapter, more=True) else min(self._retry, max(0.0, expires - now))
+        # After a failure at half of what is left, so that the next attempts come before the end.
+        pause = min(self._retry, max(_LEAST_PAUSE_SECONDS, (expires - now) / 2))
+        return 0.0 if self._renew(self._adapter, more=True) else pause
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -13,16 +13,19 @@ from services.he_lora.adapters import AdapterStore
 from services.he_lora.evaluation import Evaluation
 from services.he_lora.leases import LeaseKeeper
 from services.he_lora.loading import PackageOpener
-from services.he_lora.revocations import RevocationFollower
+from services.he_lora.revocations import Revocations
 from services.he_lora.servicer import HeLoraServicer
 from services.he_lora.sessions import SessionRegistry
 from services.he_lora.settings import HeLoraSettings
 from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.engines import Engine, EngineOptions, load_engine
 from tensorguard.errors import ConfigurationError
+from tensorguard.evidence.claims import Role
 from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.platforms import this_platform
+from tensorguard.evidence.revocations import RevocationFollower
+from tensorguard.evidence.workload import Workload
 from tensorguard.observability.metrics import serve_metrics
 from tensorguard.rpc.server import Server, ServerOptions, build_server
 from tensorguard.session.shared_memory import sweep_abandoned_regions
@@ -74,10 +77,13 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
     platform = this_platform(simulated_root_key=settings.simulated_root_key)
     if platform.kind.value == "simulated":
         log.warning("SIMULATED EVIDENCE: no hardware vouches for this coprocessor")
+    identity = WorkloadIdentity.generate()
+    # Without a package: a revoked one must not keep the others' sessions from being opened.
+    workload = Workload(client, identity, platform, role=Role.COPROCESSOR, tenant=settings.tenant)
     opener = PackageOpener(
         engine=engine,
         client=client,
-        identity=WorkloadIdentity.generate(),
+        identity=identity,
         platform=platform,
         tenant=settings.tenant,
         publishers=[VerifyingKeys.read(path) for path in settings.publisher_keys],
@@ -96,7 +102,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
     registry = SessionRegistry(settings.max_sessions, settings.session_idle_seconds, settings.session_life_seconds)
     sweep_abandoned_regions()
     servicer = HeLoraServicer(
-        store.all()[0].workload,
+        workload,
         store,
         registry,
         Evaluation(store),
@@ -114,7 +120,8 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         ),
     )
     stop_metrics = serve_metrics(settings.metrics_listen) if settings.metrics_listen else _nothing
-    follower = RevocationFollower(store.all()[0].workload, keepers, registry)
+    revocations = Revocations(identity.public.thumbprint, keepers, registry)
+    follower = RevocationFollower(workload, revocations.apply)
     return Coprocessor(server, servicer, tuple(keepers), follower, client, engine, stop_metrics)
 
 

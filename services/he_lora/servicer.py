@@ -21,11 +21,12 @@ from tensorguard.engines import Engine
 from tensorguard.errors import (
     AuthenticationError,
     ConfigurationError,
+    EvidenceRefusedError,
     InvalidInputError,
     NotFoundError,
     PermissionDeniedError,
 )
-from tensorguard.evidence.claims import Role
+from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.workload import Workload
 from tensorguard.rpc.authorisation import ATTESTED, PUBLIC, SESSION
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
@@ -101,6 +102,12 @@ class HeLoraServicer:
         except ConfigurationError as error:
             raise InvalidInputError(error.message) from None
         host = self._workload.client.verifier().verify(request.host_token, role=Role.INFERENCE, tenant=tenant)
+        if host.simulated and self._workload.evidence_kind is not EvidenceKind.SIMULATED:
+            raise EvidenceRefusedError(
+                "this coprocessor has hardware evidence and opens nothing for a host that only simulates: "
+                "run the host in a TEE",
+                "simulated_evidence",
+            )
         if host.identity == self._workload.identity.public:
             raise AuthenticationError("a workload cannot open a session with itself")
         transcript = SessionTranscript(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tensorguard.crypto.hpke import HpkeSuite
 from tensorguard.errors import EvidenceRefusedError
 from tensorguard.evidence.checks import (
     AllOf,
@@ -29,6 +30,16 @@ def require_evidence_kind(policy: Policy, kind: EvidenceKind) -> None:
     if kind not in policy.evidence_kinds:
         raise EvidenceRefusedError(
             f"policy {policy.id!r} does not name evidence of kind {kind.value!r}", "evidence_kind_not_allowed"
+        )
+
+
+def require_hpke_suite(policy: Policy, suite: HpkeSuite) -> None:
+    """Raises EvidenceRefusedError unless the policy lets content keys be sealed with `suite`."""
+    if suite is HpkeSuite.X25519 and not policy.allow_x25519:
+        raise EvidenceRefusedError(
+            f"the workload has an X25519 key alone, and policy {policy.id!r} does not allow that: use MLKEM768-X25519, "
+            "or set allow_x25519 in the policy",
+            "hpke_suite_not_allowed",
         )
 
 

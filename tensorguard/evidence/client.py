@@ -166,7 +166,7 @@ class AttestorClient:
             ),
         )
         terms = LeaseTerms(answer.lease_id, answer.lease_expires_at, answer.tokens_granted)
-        info = sealed_key_info(thumbprint, release, nonce, terms)
+        info = sealed_key_info(thumbprint, identity.public.hpke_suite, release, nonce, terms)
         content_key = identity.open(answer.sealed_key, info)
         if len(content_key) != CONTENT_KEY_BYTES:
             raise EvidenceRefusedError("the attestor sealed something that is not a content key")

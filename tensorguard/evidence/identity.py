@@ -53,12 +53,17 @@ class PublicIdentity:
     signing_key: bytes
     """Uncompressed SEC1 point, 65 bytes."""
     hpke_key: bytes
-    """ML-KEM-768 encapsulation key (1184 bytes) followed by the X25519 key (32 bytes)."""
+    """ML-KEM-768 encapsulation key (1184 bytes) followed by the X25519 key (32 bytes), or the latter alone."""
 
     def validate(self) -> None:
         """Raises InvalidInputError unless both keys are well-formed."""
         load_signing_key(self.signing_key)
         self.seal(b"", b"")  # only a valid key can be sealed to
+
+    @property
+    def hpke_suite(self) -> hpke.HpkeSuite:
+        """What is sealed to this identity with. Raises InvalidInputError when the key is for none."""
+        return hpke.suite_of(self.hpke_key)
 
     @property
     def signing_key_spki(self) -> bytes:

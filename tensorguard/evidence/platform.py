@@ -58,3 +58,6 @@ class EvidenceVerifier(Protocol):
         Raises EvidenceRefusedError when the evidence is malformed, not authentic, or an endorsement that it needs is
         missing, of no use for it or out of its time.
         """
+
+    def check_endorsement(self, endorsement: bytes) -> None:
+        """Raises EvidenceRefusedError, as `verify` would with any evidence, for a file that is no endorsement."""

@@ -76,6 +76,8 @@ class Policy(Strict):
     lease: LeaseLimits
     token_life_seconds: Annotated[int, Field(ge=1, le=MAX_TOKEN_LIFE_SECONDS)] = MAX_TOKEN_LIFE_SECONDS
     allow_debug: bool = False
+    allow_x25519: bool = False
+    """Whether content keys may be sealed to a workload that has an X25519 key alone, without ML-KEM."""
     tdx: TdxPolicy | None = None
     snp: SnpPolicy | None = None
     nitro: NitroPolicy | None = None

@@ -17,6 +17,8 @@ def weaknesses(policy: Policy) -> list[str]:
         found.append("simulated evidence: whoever can read the simulated root's key gets every package key")
     if policy.allow_debug:
         found.append("platforms in debug mode: their operator can read the workload's memory")
+    if policy.allow_x25519:
+        found.append("content keys sealed with X25519 alone, which a quantum computer opens later (allow_x25519)")
     if policy.tdx is not None:
         found += _tdx(policy.tdx)
     if policy.snp is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from tensorguard.crypto.hpke import HpkeSuite
 from tensorguard.evidence import transcript
 
 REQUEST_NONCE_BYTES = 32
@@ -92,14 +93,17 @@ def watch_transcript(attestor_thumbprint: str, token: str, after: int, request_n
     )
 
 
-def sealed_key_info(attestor_thumbprint: str, release: Release, request_nonce: bytes, terms: LeaseTerms) -> bytes:
-    """HPKE `info` of a sealed content key.
+def sealed_key_info(
+    attestor_thumbprint: str, suite: HpkeSuite, release: Release, request_nonce: bytes, terms: LeaseTerms
+) -> bytes:
+    """HPKE `info` of a content key that is sealed with `suite`.
 
     The terms are in it: whoever does not know the content key cannot make one with other terms that opens.
     """
     return transcript.encode(
         transcript.SEALED_KEY,
         attestor_thumbprint,
+        suite.value,
         release.tenant,
         release.package_id,
         release.sequence,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
 
+from tensorguard.errors import TokenError
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.client import AttestorClient, ReleasedKey
 from tensorguard.evidence.identity import WorkloadIdentity
@@ -69,14 +71,29 @@ class Workload:
 
     def release_key(self, release: Release, *, tokens_wanted: int) -> ReleasedKey:
         """`AttestorClient.release_key` under the current token."""
-        return self.client.release_key(self.identity, self.token(), release, tokens_wanted=tokens_wanted)
+        with self._present() as token:
+            return self.client.release_key(self.identity, token, release, tokens_wanted=tokens_wanted)
 
     def watch_revocations(self, after: int) -> Iterator[RevocationNotice]:
         """`AttestorClient.watch_revocations` under the current token."""
-        return self.client.watch_revocations(self.identity, self.token(), after)
+        with self._present() as token:
+            yield from self.client.watch_revocations(self.identity, token, after)
 
     def renew(self, lease_id: str, *, tokens_used: int, tokens_wanted: int) -> LeaseTerms:
         """`AttestorClient.renew` under the current token."""
-        return self.client.renew(
-            self.identity, self.token(), lease_id, tokens_used=tokens_used, tokens_wanted=tokens_wanted
-        )
+        with self._present() as token:
+            return self.client.renew(
+                self.identity, token, lease_id, tokens_used=tokens_used, tokens_wanted=tokens_wanted
+            )
+
+    @contextlib.contextmanager
+    def _present(self) -> Iterator[str]:
+        """The current token. One that the attestor does not take, as under another policy, is not used again."""
+        token = self.token()
+        try:
+            yield token
+        except TokenError:
+            with self._lock:
+                if self._token == token:
+                    self._expires_at = 0
+            raise

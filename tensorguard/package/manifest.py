@@ -37,6 +37,7 @@ Label = Annotated[str, StringConstraints(max_length=256)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 KeyId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 PlanIdentifier = Annotated[str, StringConstraints(pattern=r"^t[1-9]\d{0,3}\.c[1-9]\d{0,3}\.r[1-9]\d{0,2}$")]
+PartRole = Literal["weights", "basis"]
 UnixSeconds = Annotated[int, Field(ge=1, le=2**53 - 1)]
 
 
@@ -168,7 +169,7 @@ class Part(_Strict):
     """One encrypted part. The offset counts from the end of the signatures."""
 
     name: Name
-    role: Literal["weights", "basis"]
+    role: PartRole
     offset: Annotated[int, Field(ge=0, le=2 * MAX_PART_BYTES)]
     size: Annotated[int, Field(ge=1, le=MAX_PART_BYTES)]
     sha256: Sha256
@@ -209,7 +210,7 @@ class Manifest(_Strict):
             offset += part.size
         return self
 
-    def part(self, role: Literal["weights", "basis"]) -> Part:
+    def part(self, role: PartRole) -> Part:
         """The part that plays a role."""
         return next(part for part in self.parts if part.role == role)
 

@@ -30,3 +30,12 @@ def remember_publisher(state_dir: Path, keys: VerifyingKeys) -> Path:
 def known_publishers(state_dir: Path) -> tuple[Path, ...]:
     """Files of all publishers that are remembered in `state_dir`."""
     return tuple(sorted((state_dir / _FOLDER).glob(f"*{_SUFFIX}")))
+
+
+def forget_publisher(state_dir: Path, keys: VerifyingKeys) -> None:
+    """Trust a publisher no longer in `state_dir`. Doing it again changes nothing."""
+    path = state_dir / _FOLDER / f"{keys.key_id}{_SUFFIX}"
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot remove {path}: {error.strerror}") from None

@@ -22,7 +22,7 @@ from tensorguard.package.envelope import (
     verify_envelope,
 )
 from tensorguard.package.inspection import check_size, open_package
-from tensorguard.package.manifest import Group, Manifest, Part
+from tensorguard.package.manifest import Group, Manifest, Part, PartRole
 from tensorguard.package.parts import context_of, decode_basis, decode_weights
 
 
@@ -63,10 +63,16 @@ def open_manifest(path: Path | str, verify_keys: VerifyingKeys | Sequence[Verify
 
 def verify_parts(path: Path | str, verified: VerifiedManifest) -> None:
     """Check the hashes of all parts, without the content key. Raises PackageTamperedError."""
+    for _ in read_parts(path, verified):
+        pass
+
+
+def read_parts(path: Path | str, verified: VerifiedManifest) -> Iterator[bytes]:
+    """The ciphertext of each part whose hash is the manifest's. Raises PackageTamperedError."""
     with open_package(path) as stream, _named(path):
         _seek_parts(stream, verified)
         for part in verified.manifest.parts:
-            _read_part(stream, part)
+            yield _read_part(stream, part)
 
 
 def read_adapter(
@@ -87,14 +93,7 @@ def read_adapter(
     if (time.time() if now is None else now) >= manifest.expires:
         raise PackageError(f"package {manifest.tenant}/{manifest.package_id} has expired; pack a new sequence")
     parameters = check_contract(manifest, privacy_bound_log2)
-    if key_id(content_key) != manifest.key_id:
-        raise PackageKeyError(
-            f"this is not the content key of {manifest.tenant}/{manifest.package_id} sequence {manifest.sequence}: ask "
-            "the attestor that the package was registered with, or pack the adapter again under a new sequence"
-        )
-    with open_package(path) as stream, _named(path):
-        _seek_parts(stream, verified)
-        plain = {part.role: _decrypt(content_key, manifest, part, _read_part(stream, part)) for part in manifest.parts}
+    plain = open_parts(path, verified, content_key)
     integers = decode_weights(manifest, plain["weights"])
     basis = plain.get("basis", b"")
     decode_basis(manifest, basis)
@@ -110,6 +109,24 @@ def read_adapter(
         groups=tuple(GroupContents(group, member) for group, member in zip(manifest.moai.groups, weights, strict=True)),
         u=basis,
     )
+
+
+def open_parts(path: Path | str, verified: VerifiedManifest, content_key: bytes) -> dict[PartRole, bytes]:
+    """The plaintext of each part, whole: decrypted to its last chunk, under a key and a hash that are the manifest's.
+
+    What is in them is not checked (`read_adapter`). Raises PackageKeyError or PackageTamperedError.
+    """
+    manifest = verified.manifest
+    if key_id(content_key) != manifest.key_id:
+        raise PackageKeyError(
+            f"this is not the content key of {manifest.tenant}/{manifest.package_id} sequence {manifest.sequence}: ask "
+            "the attestor that the package was registered with, or pack the adapter again under a new sequence"
+        )
+    plaintexts: dict[PartRole, bytes] = {}
+    for part, data in zip(manifest.parts, read_parts(path, verified), strict=True):
+        with _named(path):
+            plaintexts[part.role] = _decrypt(content_key, manifest, part, data)
+    return plaintexts
 
 
 def key_id(content_key: bytes) -> str:

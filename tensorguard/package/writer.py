@@ -1,16 +1,13 @@
-"""Making packages: read, factor, round, check, seal, sign, read back, register the key, name the file."""
+"""Making packages from PEFT adapters: read, factor, round, check, seal and publish."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, cast
 
 from tensorguard.ckks.parameters import (
     DEFAULT_PARAMETER_SET,
@@ -21,7 +18,6 @@ from tensorguard.ckks.parameters import (
 from tensorguard.ckks.plan import Plan
 from tensorguard.ckks.planner import compile_plans, share_memory
 from tensorguard.ckks.weights import GroupWeights
-from tensorguard.crypto.aead import KEY_BYTES, seal_part
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import ConfigurationError, InvalidInputError
 from tensorguard.lora.adapter import LoraAdapter
@@ -33,19 +29,20 @@ from tensorguard.package.contract import (
     check_privacy,
     package_total_variation,
 )
-from tensorguard.package.envelope import VerifiedManifest, make_envelope
+from tensorguard.package.envelope import VerifiedManifest
 from tensorguard.package.manifest import (
     Group,
     Manifest,
     MoaiContract,
-    Part,
+    PartRole,
     PeftSummary,
     Projection,
     ReleasePolicy,
 )
 from tensorguard.package.names import check_name, check_sequence
-from tensorguard.package.parts import encode_basis, encode_weights, part_context
-from tensorguard.package.reader import key_id, open_manifest, read_adapter
+from tensorguard.package.parts import encode_basis, encode_weights
+from tensorguard.package.reader import key_id
+from tensorguard.package.sealing import KeyRegistrar, check_is_new, new_content_key, publish, seal_parts
 
 DEFAULT_TOKEN_BUDGET = 1_000_000
 DEFAULT_LIFE_SECONDS = 365 * 24 * 3600
@@ -53,27 +50,6 @@ _MAX_CONFIG_BYTES = 4 * 1024 * 1024
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
-
-
-class KeyRegistrar(Protocol):
-    """Hands a content key to the attestor that will release it (`PackageKeyRegistry.register`).
-
-    Must raise when it cannot, or when the sequence is taken or too old.
-    """
-
-    def __call__(
-        self,
-        *,
-        manifest_digest: str,
-        tenant: str,
-        package_id: str,
-        sequence: int,
-        key_id: str,
-        content_key: bytes,
-        token_budget: int,
-        expires: int,
-        release_policy_sha256: str,
-    ) -> object: ...
 
 
 def pack_adapter(
@@ -113,8 +89,7 @@ def pack_adapter(
     check_sequence(sequence)
     if not 1 <= token_budget <= 2**53 - 1 or not 1 <= life_seconds <= 2**40:
         raise InvalidInputError("token budget and life must be positive")
-    if output.exists():
-        raise ConfigurationError(f"{output} exists already; it is not overwritten")
+    check_is_new(output)
     report = progress or (lambda what, done, total: None)
 
     report("reading", 0, 1)
@@ -137,19 +112,12 @@ def pack_adapter(
     check_privacy(distance, privacy_bound_log2)
 
     report("sealing", 0, 1)
-    content_key = os.urandom(KEY_BYTES)
+    content_key = new_content_key()
     created = int(time.time())
-    sealed: list[tuple[Literal["weights", "basis"], bytes]] = [("weights", encode_weights(groups))]
+    plaintexts: dict[PartRole, bytes] = {"weights": encode_weights(groups)}
     if mode == "factored":
-        sealed.append(("basis", encode_basis(groups)))
-    parts, data, offset = [], [], 0
-    for role, plaintext in sealed:
-        context = part_context(tenant, package_id, sequence, key_id(content_key), role, role)
-        ciphertext = seal_part(content_key, context, plaintext)
-        digest = hashlib.sha256(ciphertext).hexdigest()
-        parts.append(Part(name=role, role=role, offset=offset, size=len(ciphertext), sha256=digest))
-        data.append(ciphertext)
-        offset += len(ciphertext)
+        plaintexts["basis"] = encode_basis(groups)
+    parts, ciphertexts = seal_parts(content_key, tenant, package_id, sequence, plaintexts)
     manifest = Manifest(
         version=1,
         tenant=tenant,
@@ -176,22 +144,9 @@ def pack_adapter(
             total_variation_log2=math.ceil(distance),
             privacy_bound_log2=privacy_bound_log2,
         ),
-        parts=tuple(parts),
+        parts=parts,
     )
-    with _new_file(output, [make_envelope(manifest, signing_keys), *data]) as temporary:
-        verified = open_manifest(temporary, signing_keys.public)
-        read_adapter(temporary, verified, content_key, privacy_bound_log2=privacy_bound_log2)
-        key_registrar(
-            manifest_digest=verified.digest,
-            tenant=tenant,
-            package_id=package_id,
-            sequence=sequence,
-            key_id=manifest.key_id,
-            content_key=content_key,
-            token_budget=token_budget,
-            expires=manifest.expires,
-            release_policy_sha256="" if release_policy is None else release_policy.sha256,
-        )
+    verified = publish(output, manifest, ciphertexts, content_key, signing_keys, key_registrar)
     report("sealing", 1, 1)
     return verified
 
@@ -249,26 +204,3 @@ def _read_model_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigurationError(f"{path} is not a JSON object of at most {_MAX_CONFIG_BYTES} bytes")
     return config
-
-
-@contextlib.contextmanager
-def _new_file(path: Path, pieces: list[bytes]) -> Any:
-    """A temporary file beside `path`, which becomes `path` when the block succeeds and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as stream:
-                stream.writelines(pieces)
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise ConfigurationError(f"cannot write {path}: {error.strerror or error}") from None
-        yield temporary
-        try:
-            os.link(temporary, path)
-        except OSError as error:
-            raise ConfigurationError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,12 @@ from tensorguard.errors import (
     InvalidInputError,
     LeaseExpiredError,
     PackageTamperedError,
+    RevokedError,
     TenSafeError,
     UnavailableError,
 )
 from tensorguard.evidence.claims import EvidenceKind
+from tensorguard.evidence.release import RevocationNotice
 from tensorguard.evidence.workload import Workload
 from tensorguard.observability.logging import frames_of
 from tensorguard.session import frames
@@ -93,6 +95,7 @@ class CoprocessorSession:
         self._options = options
         self._filler = Filler(2 * options.pool_bytes) if options.pool_bytes else None
         self._adapters: dict[str, AttachedAdapter] = {}
+        self._revoked: set[RevocationNotice] = set()
         self._kind: EvidenceKind | None = None
         self._lock = threading.RLock()
         self._opening = threading.Lock()
@@ -147,6 +150,8 @@ class CoprocessorSession:
             if link is None or not link.alive:
                 raise UnavailableError(f"the session with {self.endpoint} is not open")
             attached = self._attach(link.handshake, link.handles, adapter)
+            if (revoked := self._revocation(link.handshake, [attached])) is not None:
+                raise revoked
             self._adapters[adapter] = attached
             return attached
 
@@ -205,11 +210,12 @@ class CoprocessorSession:
                 # Meanwhile requests may have been sent or adapters attached on the old link; try again later.
                 keep_old = link is not None and link.alive and not self._replaceable(link)
                 complete = self._adapters.keys() <= fresh.handles.keys()
-                if complete and not keep_old and not self._closed:
+                revoked = self._revocation(fresh.handshake, self._adapters.values())  # meanwhile
+                if complete and not keep_old and not self._closed and revoked is None:
                     self._link = fresh
             if self._link is not fresh:
                 self._discard(fresh)
-                if self._closed:
+                if self._closed or revoked is not None:
                     raise DeltaUnavailableError(_NO_DELTA)
                 return
             if link is not None:
@@ -219,6 +225,18 @@ class CoprocessorSession:
     def _replaceable(self, link: Link) -> bool:
         """Whether a living link's evidence is old and nothing is in flight on it."""
         return link.handshake.age_seconds > self._options.reattest_seconds and not link.stream.pending
+
+    def revoke(self, notice: RevocationNotice) -> None:
+        """End the session for good if this host, its coprocessor or an attached adapter was revoked.
+
+        Waiting deltas fail. May be called from any thread.
+        """
+        with self._lock:
+            self._revoked.add(notice)
+            link = self._link
+            revoked = None if link is None else self._revocation(link.handshake, self._adapters.values())
+        if link is not None and revoked is not None:
+            self._break(link, revoked)
 
     def close(self) -> None:
         """End the session and destroy its keys. Waiting deltas fail."""
@@ -247,8 +265,11 @@ class CoprocessorSession:
         )
         with self._lock:
             adapters, kind = dict(self._adapters), self._kind
+            revoked = self._revocation(handshake, adapters.values())
         keys: KeySchedule | None = None
         try:
+            if revoked is not None:
+                raise revoked
             if kind is not None and handshake.peer.kind is not kind:
                 raise EvidenceRefusedError(
                     f"the coprocessor now has {handshake.peer.kind.value} evidence, not {kind.value}: restart "
@@ -272,6 +293,18 @@ class CoprocessorSession:
         link = Link(handshake, stream, keys, handles)
         stream.start(lambda cause: self._break(link, cause))
         return link
+
+    def _revocation(self, handshake: HostHandshake, adapters: Iterable[AttachedAdapter]) -> RevokedError | None:
+        """Why there must be no such session, if anything in it was revoked. Called under the lock."""
+        own, peer = self._workload.identity.public.thumbprint, handshake.peer.identity.thumbprint
+        for notice in self._revoked:
+            if own in notice.workloads:
+                return RevokedError("this inference host was revoked; ask whoever runs the attestor")
+            if peer in notice.workloads:
+                return RevokedError("the coprocessor was revoked; ask whoever runs the attestor")
+            if any(item.name == notice.package_id and notice.sequence in (0, item.sequence) for item in adapters):
+                return RevokedError("this adapter release was revoked by its owner")
+        return None
 
     def _announce(self, handshake: HostHandshake) -> LinkKey:
         key = LinkKey(*handshake.announce_key(self._options.pool_bytes))

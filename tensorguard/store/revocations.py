@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, or_, select
 
-from tensorguard.errors import InvalidInputError, RevokedError
+from tensorguard.errors import InvalidInputError, RevokedError, TokenError
 from tensorguard.evidence.release import Release
 from tensorguard.package.names import check_name, check_sequence
 from tensorguard.store.schema import ATTESTATIONS, ATTESTED_VALUES, PACKAGES, REVOCATIONS
@@ -174,10 +174,10 @@ def keep_attestation(
 
 
 def check_token_not_revoked(connection: Connection, token_id: str, holder: str) -> None:
-    """Raises RevokedError when what the token rests on is revoked by now, or is not on record here."""
+    """Raises RevokedError when what the token rests on is revoked by now, TokenError when that is not on record."""
     known = connection.execute(select(ATTESTATIONS.c.holder).where(ATTESTATIONS.c.token_id == token_id)).scalar()
     if known != holder:
-        raise RevokedError("the attestor has no record of this token; attest again")
+        raise TokenError("the attestor has no record of this token; attest again")
     rows = connection.execute(
         select(ATTESTED_VALUES.c.kind, ATTESTED_VALUES.c.value).where(ATTESTED_VALUES.c.token_id == token_id)
     ).all()

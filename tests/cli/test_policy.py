@@ -31,11 +31,13 @@ def test_a_strict_policy_permits_nothing_special(tmp_path: Path, capsys: pytest.
 
 def test_what_a_policy_permits_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loose = tdx_policy(REGISTERS, tcb_statuses=["UpToDate", "OutOfDate"])
-    loose.update(allow_debug=True, evidence_kinds=["tdx", "simulated"])
+    loose.update(allow_debug=True, allow_x25519=True, evidence_kinds=["tdx", "simulated"])
     code, permits = lint(tmp_path, capsys, loose)
     assert code == 0
     for words, line in zip(
-        ("simulated evidence", "debug mode", "OutOfDate", "any TDX machine", "no role has"), permits, strict=True
+        ("simulated evidence", "debug mode", "X25519 alone", "OutOfDate", "any TDX machine", "no role has"),
+        permits,
+        strict=True,
     ):
         assert words in line
 

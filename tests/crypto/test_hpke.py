@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hpke as reference
+from cryptography.hazmat.primitives.asymmetric import x25519
 
 from tensorguard.crypto import hpke
 from tensorguard.errors import InvalidInputError
@@ -61,3 +64,24 @@ def test_refuses_malformed_keys(key: hpke.HpkePrivateKey) -> None:
         hpke.seal(key.public_bytes[:1184] + bytes(32), b"", b"")  # a low-order X25519 point
     with pytest.raises(InvalidInputError):
         hpke.HpkePrivateKey.from_bytes(b"short")
+
+
+def test_a_peer_without_ml_kem(key: hpke.HpkePrivateKey) -> None:
+    """By the same library, but put together as the peer would."""
+    peer = x25519.X25519PrivateKey.generate()
+    public = peer.public_key().public_bytes_raw()
+    assert hpke.suite_of(public) is hpke.HpkeSuite.X25519
+    assert hpke.suite_of(key.public_bytes) is hpke.HpkeSuite.MLKEM768_X25519
+    suite = reference.Suite(reference.KEM.X25519, reference.KDF.HKDF_SHA256, reference.AEAD.AES_256_GCM)
+    sealed = hpke.seal(public, b"context", b"content key")
+    assert suite.decrypt(sealed, peer, b"context") == b"content key"
+    with pytest.raises(InvalidTag):
+        suite.decrypt(sealed, peer, b"another")
+    with pytest.raises(InvalidInputError):
+        hpke.seal(bytes(32), b"", b"")  # a low-order point
+
+
+def test_what_is_sealed_to_the_classical_half_does_not_open(key: hpke.HpkePrivateKey) -> None:
+    """No downgrade: a hybrid key opens nothing that was sealed without ML-KEM."""
+    with pytest.raises(InvalidInputError):
+        key.open(b"c", hpke.seal(key.public_bytes[1184:], b"c", b"m"))

@@ -43,7 +43,13 @@ def test_yaml_and_json_are_the_same_policy() -> None:
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("tenants", ["other"]), ("lease.seconds", 61), ("token_life_seconds", 200), ("allow_debug", True)],
+    [
+        ("tenants", ["other"]),
+        ("lease.seconds", 61),
+        ("token_life_seconds", 200),
+        ("allow_debug", True),
+        ("allow_x25519", True),
+    ],
 )
 def test_every_change_changes_the_hash(path: str, value: object) -> None:
     assert parse_policy(json.dumps(changed(path, value))).sha256 != parse_policy(json.dumps(GOOD)).sha256

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuzz.edits import message_from
-from fuzz.evidence_target import evidence_target
+from fuzz.evidence_target import EVIDENCE_TARGETS, snp_target, tdx_target
 from fuzz.frames_target import frames_target
 from fuzz.manifest_target import manifest_target
 from fuzz.memory import MemoryBoundError
@@ -20,6 +20,7 @@ from fuzz.sessions_target import sessions_target
 from fuzz.shared_memory_target import shared_memory_target
 from fuzz.target import Target
 from services.he_lora.evaluation import Evaluation
+from tensorguard.evidence.snp import verifier as snp_verifier
 from tensorguard.evidence.tdx import verifier as tdx_verifier
 from tensorguard.package import envelope
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
@@ -28,6 +29,8 @@ from tensorguard.session.shared_memory import SharedRegion, Slot
 from tensorguard.session.stream import Reply
 
 REPAIR = bytes([16, 0, 0, 0, 0])
+FLIP_MEASUREMENT = bytes([0, 0, 2, 0x90, 0, 0, 0])
+"""Of the first case the evidence; flip bit 0 of byte 0x90."""
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +76,32 @@ def test_manifest() -> None:
     replay(manifest_target())
 
 
-def test_evidence() -> None:
-    replay(evidence_target())
+@pytest.mark.parametrize("kind", EVIDENCE_TARGETS)
+def test_evidence(kind: str) -> None:
+    replay(EVIDENCE_TARGETS[kind]())
 
 
 def test_a_verifier_that_raises_anything_else_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = evidence_target()
+    target = tdx_target()
     monkeypatch.setattr(tdx_verifier, "check_chain", lambda _chain: (_ for _ in ()).throw(KeyError("a field")))
     with pytest.raises(KeyError):
         target.run(b"\0\0")
 
 
 def test_accepted_evidence_that_says_something_else_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = evidence_target()
+    target = tdx_target()
     monkeypatch.setattr(tdx_verifier, "_claims", lambda *_: None)
     with pytest.raises(AssertionError):
         target.run(b"\0\0")
+
+
+def test_a_signature_that_is_not_looked_at_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte of the measurement is another one then."""
+    target = snp_target()
+    target.run(FLIP_MEASUREMENT)
+    monkeypatch.setattr(snp_verifier, "_is_signed_by", lambda *_: True)
+    with pytest.raises(AssertionError):
+        target.run(FLIP_MEASUREMENT)
 
 
 def test_unexpected_exception_is_a_finding(on_frames: Target, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The bytes of version 1 stay as they are: a stored package is read by the library, and by a reader written from
+"""The bytes of version 1 stay as they are: stored packages are read by the library, and by a reader written from
 docs/tssp.md alone, which shares no code with it.
 """
 
@@ -6,86 +6,71 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cryptography.cobblestone import Cobblestone256Decryptor
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+import pytest
 from safetensors.numpy import load
 
+from tensorguard.crypto.aead import derive_key
 from tensorguard.crypto.signatures import VerifyingKeys
-from tensorguard.package.reader import open_manifest, read_adapter
+from tensorguard.package.inspection import read_unverified
+from tensorguard.package.parts import context_of
+from tensorguard.package.reader import open_manifest, open_parts, read_adapter
 from tests.package.conftest import Packed
+from tests.package.independent_reader import independent_reader
+from tests.package.make_vectors import PACKAGES, describe
 
 VECTORS = Path(__file__).parent / "vectors"
-PACKAGE = VECTORS / "tiny.tssp"
-EXPECTED = json.loads((VECTORS / "tiny.json").read_text())
 
 
-def independent_reader(data: bytes, pem: bytes, content_key: bytes) -> tuple[Any, dict[str, bytes]]:
-    """Manifest and plaintexts of a package, as docs/tssp.md describes."""
-    magic, version, flags, length, signatures = struct.unpack_from("<4sHHII", data)
-    assert (magic, version, flags, signatures) == (b"TSSP", 1, 0, 3405)
-    manifest_bytes = data[16 : 16 + length]
-    signer, ed25519, mldsa = (
-        data[16 + length : 48 + length],
-        data[48 + length : 112 + length],
-        data[112 + length : 3421 + length],
-    )
-    end = b"-----END PUBLIC KEY-----\n"
-    keys: list[Any] = [serialization.load_pem_public_key(block + end) for block in pem.split(end)[:2]]
-    assert hashlib.sha256(b"".join(key.public_bytes_raw() for key in keys)).digest() == signer
-    kind = b"application/vnd.tensafe.tssp.manifest.v1+json"
-    message = b"DSSEv1 45 " + kind + b" " + str(length).encode() + b" " + manifest_bytes
-    keys[0].verify(ed25519, message)
-    keys[1].verify(mldsa, message)
-    manifest = json.loads(manifest_bytes)
-    assert derive(content_key, b"tssp/v1/key-id")[:16].hex() == manifest["key_id"]
-    plain = {}
-    for part in manifest["parts"]:
-        start = 3421 + length + part["offset"]
-        sealed = data[start : start + part["size"]]
-        assert hashlib.sha256(sealed).hexdigest() == part["sha256"]
-        context = (
-            f'{{"format":"tssp/v1/part","key_id":"{manifest["key_id"]}","name":"{part["name"]}",'
-            f'"package_id":"{manifest["package_id"]}","role":"{part["role"]}",'
-            f'"sequence":{manifest["sequence"]},"tenant":"{manifest["tenant"]}"}}'
-        ).encode()
-        decryptor = Cobblestone256Decryptor(derive(content_key, context), context)
-        plain[part["role"]] = decryptor.update(sealed) + decryptor.finalize()
-    return manifest, plain
+@pytest.fixture(params=PACKAGES)
+def stored(request: pytest.FixtureRequest) -> tuple[Path, dict[str, Any]]:
+    """A stored package and what a reader finds in it."""
+    return VECTORS / f"{request.param}.tssp", json.loads((VECTORS / f"{request.param}.json").read_text())
 
 
-def derive(content_key: bytes, info: bytes) -> bytes:
-    return HKDF(SHA256(), 32, None, info).derive(content_key)
-
-
-def test_the_stored_package_reads_as_ever() -> None:
-    verified = open_manifest(PACKAGE, VerifyingKeys.read(VECTORS / "tiny.pub.pem"))
-    assert verified.digest == EXPECTED["manifest_sha256"]
-    assert verified.signer == EXPECTED["signer"]
-    contents = read_adapter(PACKAGE, verified, bytes.fromhex(EXPECTED["content_key"]), now=verified.manifest.created)
-    (group,) = contents.groups
-    assert hashlib.sha256(group.integers.astype("<i4").tobytes()).hexdigest() == EXPECTED["weights_sha256"]
-    assert hashlib.sha256(contents.u).hexdigest() == EXPECTED["basis_sha256"]
-
-
-def test_the_stored_package_reads_as_the_document_says() -> None:
-    pem = (VECTORS / "tiny.pub.pem").read_bytes()
-    manifest, plain = independent_reader(PACKAGE.read_bytes(), pem, bytes.fromhex(EXPECTED["content_key"]))
-    (group,) = manifest["moai"]["groups"]
-    weights, basis = load(plain["weights"]), load(plain["basis"])
-    assert weights["layer.0.qkv"].shape == (4, 48)
-    assert hashlib.sha256(weights["layer.0.qkv"].astype("<i4").tobytes()).hexdigest() == EXPECTED["weights_sha256"]
-    assert {name: u.shape for name, u in basis.items()} == {
-        f"layer.0.{info['name']}": (info["d_out"], info["rank"]) for info in group["projections"]
+def test_a_stored_package_reads_as_ever(stored: tuple[Path, dict[str, Any]]) -> None:
+    path, expected = stored
+    verified = open_manifest(path, VerifyingKeys.read(path.with_suffix(".pub.pem")))
+    assert (verified.digest, verified.signer) == (expected["manifest_sha256"], expected["signer"])
+    key = bytes.fromhex(expected["content_key"])
+    contents = read_adapter(path, verified, key, now=verified.manifest.created)
+    assert len(contents.groups) == 1
+    plain = open_parts(path, verified, key)
+    assert {role: hashlib.sha256(data).hexdigest() for role, data in plain.items()} == {
+        role: part["plaintext_sha256"] for role, part in expected["parts"].items()
     }
-    assert float(group["norm_bound"]) == 2**12 * np.sqrt(48 * 2)
-    assert (manifest["peft"]["alpha"], manifest["release_policy"]["id"]) == ("3.0", "example")
+    assert contents.u == plain.get("basis", b"")
+
+
+def test_a_stored_package_reads_as_the_document_says(stored: tuple[Path, dict[str, Any]]) -> None:
+    path, expected = stored
+    key = bytes.fromhex(expected["content_key"])
+    manifest, plain = independent_reader(path.read_bytes(), path.with_suffix(".pub.pem").read_bytes(), key)
+    assert describe(path.read_bytes(), key, plain) == expected
+    assert plain.keys() == expected["parts"].keys()
+    (group,) = manifest["moai"]["groups"]
+    rows = sum(info["rank"] for info in group["projections"])
+    weights = load(plain["weights"])
+    assert weights["layer.0.qkv"].shape == (rows, 48)
+    if manifest["moai"]["mode"] == "factored":
+        assert {name: u.shape for name, u in load(plain["basis"]).items()} == {
+            f"layer.0.{info['name']}": (info["d_out"], info["rank"]) for info in group["projections"]
+        }
+    assert float(group["norm_bound"]) == 2**12 * np.sqrt(48 * (2 if "basis" in plain else 16))
+    assert manifest["peft"]["alpha"] == "3.0"
+
+
+def test_the_keys_of_parts_are_those_of_the_vectors(stored: tuple[Path, dict[str, Any]]) -> None:
+    path, expected = stored
+    manifest = read_unverified(path).manifest
+    for part in manifest.parts:
+        context = context_of(manifest, part)
+        assert context.decode() == expected["parts"][part.role]["context"]
+        key = derive_key(bytes.fromhex(expected["content_key"]), context)
+        assert key.hex() == expected["parts"][part.role]["key"]
 
 
 def test_a_new_package_reads_as_the_document_says(packed: Packed) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,23 +71,39 @@ class World:
         return 2.0 * (x.astype(np.float64) @ a.T @ b.T)  # alpha / r = 2
 
 
+class RestartableAttestor:
+    """An attestor that can be away for a while, and comes back at the same address."""
+
+    def __init__(self, state: DevelopmentState) -> None:
+        self._state = state
+        self.address = "127.0.0.1:0"
+        self.start()
+
+    def start(self) -> None:
+        self._attestor = build_attestor(
+            AttestorSettings(
+                state_dir=self._state.state_dir,
+                policy_file=self._state.policy_file,
+                listen=self.address,
+                simulated_root_public_key=self._state.simulated_root_public_key,
+                _cli_parse_args=[],
+            )
+        )
+        self._attestor.server.start()
+        self.address = self._attestor.server.address
+
+    def stop(self) -> None:
+        self._attestor.server.stop(0)
+        self._attestor.close()
+
+
 @contextmanager
 def running_attestor(state: DevelopmentState) -> Iterator[str]:
-    attestor = build_attestor(
-        AttestorSettings(
-            state_dir=state.state_dir,
-            policy_file=state.policy_file,
-            listen="127.0.0.1:0",
-            simulated_root_public_key=state.simulated_root_public_key,
-            _cli_parse_args=[],
-        )
-    )
-    attestor.server.start()
+    attestor = RestartableAttestor(state)
     try:
-        yield attestor.server.address
+        yield attestor.address
     finally:
-        attestor.server.stop(0)
-        attestor.close()
+        attestor.stop()
 
 
 @contextmanager
@@ -98,9 +114,10 @@ def running_world(
     tokens_per_grant: int = 65_536,
     tokens_per_release: int = 100_000_000,
     mode: Literal["factored", "full"] = "factored",
+    attestor_of: Callable[[DevelopmentState], AbstractContextManager[str]] = running_attestor,
     **settings: Any,
 ) -> Iterator[World]:
-    """The adapter is packed in `mode`; `settings` go to the coprocessor."""
+    """The adapter is packed in `mode`; `attestor_of` runs the attestor; `settings` go to the coprocessor."""
     state = initialise_development_state(
         folder / "state",
         TENANT,
@@ -124,7 +141,7 @@ def running_world(
         key_registrar=AttestorState.open(state.state_dir).packages.register,
         mode=mode,
     )
-    with running_attestor(state) as attestor:
+    with attestor_of(state) as attestor:
         configured, coprocessor = start_coprocessor(state, attestor, [folder / "adapter.tssp"], [public], **settings)
         world = World(folder, state, attestor, configured, coprocessor, publisher, package, tensors)
         try:

@@ -29,6 +29,7 @@ from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.platform import Platform
 from tensorguard.evidence.platforms import hardware_kind, platform_of
+from tensorguard.evidence.revocations import RevocationFollower
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
 from tensorguard.evidence.workload import Workload
 from tensorguard.models.identity import BaseModelIdentity, base_model_identity
@@ -133,11 +134,14 @@ class Connector:
                 connection.coprocessor_endpoint, workload, verify_keys=connection.read_publisher_keys(), options=options
             )
             resources.callback(session.close)
+            follower = RevocationFollower(workload, session.revoke)
+            resources.callback(follower.stop)
             hardware_only = self._settings.require_attestation or connection.require_attestation
             if hardware_only and session.evidence_kind == EvidenceKind.SIMULATED.value:
                 raise EvidenceRefusedError(_simulated(f"the coprocessor of adapter {connection.name!r}"))
             adapter = session.attach(connection.name)
             check_adapter(adapter, connection, model)
+            follower.start()
             resources.callback(SessionKeeper(session).close)
             return ConnectedAdapter(
                 name=connection.name,

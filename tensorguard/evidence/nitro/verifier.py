@@ -31,8 +31,8 @@ class NitroVerifier:
         endorsements. Raises EvidenceRefusedError: `malformed`, `algorithm`, `signature`, `root_not_trusted`,
         `certificate_not_yet_valid`, `certificate_expired`, `chain`, `endorsement_unused`.
         """
-        if endorsements:
-            raise EvidenceRefusedError("a Nitro document holds all its certificates", "endorsement_unused")
+        for endorsement in endorsements:
+            self.check_endorsement(endorsement)
         message = Sign1.parse(evidence)
         document = AttestationDocument.parse(message.payload)
         message.verify(leaf_key_p384(document.chain[0]))
@@ -52,3 +52,7 @@ class NitroVerifier:
                 user_data=document.user_data,
             ),
         )
+
+    def check_endorsement(self, endorsement: bytes) -> None:
+        """Raises EvidenceRefusedError (`endorsement_unused`): there are none."""
+        raise EvidenceRefusedError("a Nitro document holds all its certificates", "endorsement_unused")

@@ -48,8 +48,8 @@ class SimulatedVerifier:
 
         The root is a key without a certificate: there are no endorsements, and no time at which it ends.
         """
-        if endorsements:
-            raise EvidenceRefusedError("simulated evidence has no endorsements", "endorsement_unused")
+        for endorsement in endorsements:
+            self.check_endorsement(endorsement)
         if not SIGNATURE_BYTES < len(evidence) <= MAX_EVIDENCE_BYTES:
             raise EvidenceRefusedError("the evidence has an impossible size", "malformed")
         document, signature = evidence[:-SIGNATURE_BYTES], evidence[-SIGNATURE_BYTES:]
@@ -75,3 +75,7 @@ class SimulatedVerifier:
             debug=report.debug,
             role=report.role,
         )
+
+    def check_endorsement(self, endorsement: bytes) -> None:
+        """Raises EvidenceRefusedError (`endorsement_unused`): there are none."""
+        raise EvidenceRefusedError("simulated evidence has no endorsements", "endorsement_unused")

@@ -60,6 +60,10 @@ class SnpVerifier:
             details=_details(report, key, chain),
         )
 
+    def check_endorsement(self, endorsement: bytes) -> None:
+        """Raises EvidenceRefusedError: `endorsement_unused` or `malformed`."""
+        parse_endorsements((endorsement,))
+
 
 def _signer(report: AttestationReport, supplied: Endorsements, at: float) -> EndorsementKey:
     """The key to verify with: of the kind that the report names, and of several the one that fits it best.

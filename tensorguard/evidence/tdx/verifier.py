@@ -98,6 +98,10 @@ class TdxVerifier:
             raise EvidenceRefusedError("the quote is followed by something that is not padding", "malformed")
         return claims
 
+    def check_endorsement(self, endorsement: bytes) -> None:
+        """Raises EvidenceRefusedError: `endorsement_unused` or `malformed`."""
+        sort_endorsements((endorsement,))
+
 
 def _claims(quote: Quote, verified: dict[str, Any], tcb_info: SignedDocument, qe_identity: SignedDocument) -> Claims:
     """Claims from what dcap-qvl found, with the fields of its claims version 1."""

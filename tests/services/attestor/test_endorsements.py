@@ -45,6 +45,7 @@ class Site:
     """A running attestor whose policy names TDX."""
 
     folder: Path
+    settings: AttestorSettings
     attestor: Attestor
 
     def attest(self, platform: MadeUpTdx) -> AttestationResult:
@@ -80,9 +81,10 @@ def settings(folder: Path) -> AttestorSettings:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     made_up = TdxVerifier((Pki().root_fingerprint,))
     monkeypatch.setattr("tensorguard.evidence.tdx.verifier.TdxVerifier", lambda: made_up)
-    attestor = build_attestor(settings(tmp_path), clock=lambda: NOW)
+    given = settings(tmp_path)
+    attestor = build_attestor(given, clock=lambda: NOW)
     attestor.server.start()
-    yield Site(tmp_path, attestor)
+    yield Site(tmp_path, given, attestor)
     attestor.server.stop(0)
     attestor.close()
 
@@ -107,6 +109,19 @@ def test_newer_collateral_of_the_attestor_is_not_replaced_by_the_workloads(site:
 def test_a_quote_of_another_exchange(site: Site) -> None:
     replayed = MadeUpTdx((Collateral().bundle(),), fixed=b"r" * 64)
     assert site.refusal(replayed) == (EvidenceRefusedError, "report_data_mismatch")
+
+
+def test_a_file_that_is_none_is_named_at_start_and_later(site: Site) -> None:
+    folder = site.folder / "endorsements" / "tdx"
+    (folder / "collateral.json").write_bytes(Collateral().bundle())
+    (folder / "half.crl").write_bytes(b"0")
+    with pytest.raises(ConfigurationError, match=r"tdx/half\.crl cannot be used"):
+        build_attestor(site.settings)
+    with pytest.raises(ConfigurationError, match=r"tdx/half\.crl cannot be used"):
+        site.attest(MadeUpTdx())
+    assert last_record(site.attestor.state)["reason"] == "configuration"
+    (folder / "half.crl").unlink()
+    assert site.attest(MadeUpTdx()).kind is EvidenceKind.TDX
 
 
 @pytest.mark.parametrize("endorsements", [(b"x",) * (MAX_ENDORSEMENTS + 1), (b"x" * MAX_ENDORSEMENTS_BYTES, b"x")])

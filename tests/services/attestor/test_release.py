@@ -16,10 +16,13 @@ import grpc
 import pytest
 import structlog
 import yaml
+from cryptography.hazmat.primitives import hashes, hpke, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
 from tensorguard.errors import (
     AuthenticationError,
     BudgetExhaustedError,
+    EvidenceRefusedError,
     InternalError,
     InvalidInputError,
     LeaseExpiredError,
@@ -31,7 +34,7 @@ from tensorguard.errors import (
     TokenExpiredError,
 )
 from tensorguard.evidence.claims import Role
-from tensorguard.evidence.identity import WorkloadIdentity
+from tensorguard.evidence.identity import PublicIdentity, WorkloadIdentity
 from tensorguard.evidence.policy import load_policy
 from tensorguard.evidence.release import Release, release_transcript, renew_transcript
 from tensorguard.evidence.workload import Workload
@@ -117,6 +120,60 @@ def test_every_field_is_signed(bench: Bench, change: dict[str, Any]) -> None:
         setattr(message, name, value)
     with pytest.raises(AuthenticationError):
         send(workload, "ReleaseKey", message)
+
+
+class OldPeer:
+    """A workload without ML-KEM: its own keys, and nothing of ours but the bytes that are signed."""
+
+    def __init__(self) -> None:
+        self.signing = ec.generate_private_key(ec.SECP256R1())
+        self.recipient = x25519.X25519PrivateKey.generate()
+        point = self.signing.public_key().public_bytes(
+            serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+        )
+        self.public = PublicIdentity(point, self.recipient.public_key().public_bytes_raw())
+
+    def sign(self, transcript: bytes) -> bytes:
+        return self.signing.sign(transcript, ec.ECDSA(hashes.SHA256()))
+
+    def open(self, sealed: bytes, info: bytes) -> bytes:
+        suite = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+        return suite.decrypt(sealed, self.recipient, info)
+
+
+def allow_x25519(bench: Bench) -> None:
+    document = yaml.safe_load(bench.state.policy_file.read_text())
+    document["allow_x25519"] = True
+    bench.state.policy_file.write_text(yaml.safe_dump(document))
+    bench.restart()
+
+
+def test_a_peer_without_ml_kem_gets_a_key_only_if_the_policy_says_so(bench: Bench) -> None:
+    peer: Any = OldPeer()
+    with pytest.raises(EvidenceRefusedError, match="set allow_x25519 in the policy"):
+        bench.workload(identity=peer).token()
+    assert json.loads(bench.audit_lines[-1])["detail"] == "hpke_suite_not_allowed"
+    allow_x25519(bench)
+    assert bench.workload(identity=peer).release_key(bench.release, tokens_wanted=1).content_key == CONTENT_KEY
+    assert json.loads(bench.audit_lines[-1])["hpke_suite"] == "X25519"
+    bench.workload().release_key(bench.release, tokens_wanted=1)
+    assert json.loads(bench.audit_lines[-1])["hpke_suite"] == "MLKEM768-X25519"
+
+
+def test_nobody_in_between_takes_ml_kem_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where X25519 is allowed: the evidence is over the key that was sent, and over no part of it."""
+    allow_x25519(bench)
+    workload = bench.workload()
+    real = workload.client._stub.Attest
+
+    def downgraded(message: Any, timeout: float) -> Any:
+        message.hpke_key = message.hpke_key[1184:]
+        return real(message, timeout=timeout)
+
+    monkeypatch.setattr(workload.client._stub, "Attest", downgraded)
+    with pytest.raises(EvidenceRefusedError):
+        workload.token()
+    assert json.loads(bench.audit_lines[-1])["detail"] == "report_data_mismatch"
 
 
 def test_answers_are_bound_to_the_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,20 @@ def test_outage_is_survived_until_the_lease_ends(parts: Parts) -> None:
         parts.store.get("b")
 
 
+def test_a_renewal_that_fails_is_tried_again_before_a_short_lease_ends(parts: Parts) -> None:
+    parts.adapter.meter.renewed(LeaseTerms("first", 8, TOKENS))
+    parts.workload.error = UnavailableError("attestor gone")
+    parts.clock.now = 4
+    pauses = []
+    while parts.clock.now < 8:
+        pauses.append(parts.keeper.step())
+        parts.clock.now += pauses[-1]
+    assert pauses[:2] == [2, 1] and min(pauses) == 0.1
+    parts.clock.now, parts.workload.error = 6, None
+    parts.keeper.step()
+    assert parts.adapter.meter.terms.expires_at == 106
+
+
 def test_dropped_adapter_comes_back_with_a_fresh_lease(parts: Parts) -> None:
     parts.adapter.meter.charge(0, "qkv", 10)
     parts.clock.now = 100

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tensorguard.errors import NotFoundError, RevokedError, TenSafeError
-from tensorguard.store.revocations import RevocationKind, Subject, revoke
-from tensorguard.store.state import AttestorState
-from tests.support.coprocessor import ADAPTER, TENANT, World, running_world
+from tensorguard.store.revocations import RevocationKind, Subject
+from tests.support.coprocessor import ADAPTER, TENANT, running_world
 from tests.support.raw_host import RawHost
-
-SECONDS = 5.0
-
-
-def revoke_now(world: World, subject: Subject) -> None:
-    """As `tensafe revoke` does it: in a process of its own, on the attestor's database."""
-    with (
-        AttestorState.open(world.state.state_dir) as state,
-        state.audit.recording("revoke", {"kind": subject.kind.value}) as connection,
-    ):
-        revoke(connection, subject, "", int(time.time()))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < until, "not enforced in time"
-        time.sleep(0.05)
+from tests.support.revocations import revoke_now, wait_for
 
 
 @pytest.mark.parametrize(
@@ -44,8 +25,8 @@ def test_a_revoked_adapter_is_dropped(tmp_path: Path, subject: Subject) -> None:
     with running_world(tmp_path) as world, RawHost(world).opened() as host:
         host.evaluate(3)
         store = world.coprocessor.servicer._store
-        revoke_now(world, Subject(RevocationKind.VERSION, TENANT, ADAPTER, 2))
-        revoke_now(world, subject)
+        revoke_now(world.state.state_dir, Subject(RevocationKind.VERSION, TENANT, ADAPTER, 2))
+        revoke_now(world.state.state_dir, subject)
         wait_for(lambda: not store.all())
         wait_for(lambda: raised(lambda: store.get(ADAPTER)) is RevokedError)
 
@@ -53,7 +34,9 @@ def test_a_revoked_adapter_is_dropped(tmp_path: Path, subject: Subject) -> None:
 def test_the_sessions_of_a_revoked_host_end_and_others_stay(tmp_path: Path) -> None:
     with running_world(tmp_path) as world, RawHost(world).opened() as revoked, RawHost(world).opened() as other:
         revoked.evaluate(3)
-        revoke_now(world, Subject(RevocationKind.WORKLOAD, value=revoked.workload.identity.public.thumbprint))
+        revoke_now(
+            world.state.state_dir, Subject(RevocationKind.WORKLOAD, value=revoked.workload.identity.public.thumbprint)
+        )
         wait_for(lambda: len(world.coprocessor.servicer._registry) == 1)
         other.evaluate(3)
 
@@ -63,8 +46,21 @@ def test_a_revoked_coprocessor_serves_nothing(tmp_path: Path) -> None:
         keeper = world.coprocessor.keepers[0]
         assert keeper._adapter is not None
         thumbprint = keeper._adapter.workload.identity.public.thumbprint
-        revoke_now(world, Subject(RevocationKind.WORKLOAD, value=thumbprint))
+        revoke_now(world.state.state_dir, Subject(RevocationKind.WORKLOAD, value=thumbprint))
         wait_for(lambda: not world.coprocessor.servicer._store.all())
+
+
+def test_a_revoked_package_does_not_keep_new_hosts_from_the_others(tmp_path: Path) -> None:
+    """The coprocessor's own token is not one for its first package."""
+    with running_world(tmp_path) as world:
+        revoke_now(world.state.state_dir, Subject(RevocationKind.PACKAGE, TENANT, ADAPTER))
+        wait_for(lambda: not world.coprocessor.servicer._store.all())
+        world.coprocessor.servicer._workload._expires_at = 0  # it needs a new token
+        with RawHost(world) as host:
+            host.begin()
+            host.complete()
+            with pytest.raises(RevokedError):
+                host.attach()
 
 
 def raised(call: Callable[[], object]) -> type[TenSafeError] | None:

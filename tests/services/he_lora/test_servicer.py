@@ -24,13 +24,14 @@ from tensorguard.ckks.parallel import split
 from tensorguard.ckks.plan import Plan
 from tensorguard.errors import (
     AuthenticationError,
+    EvidenceRefusedError,
     InvalidInputError,
     NotFoundError,
     PermissionDeniedError,
     TokenError,
     TokenExpiredError,
 )
-from tensorguard.evidence.claims import Role
+from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.development import initialise_development_state
 from tensorguard.evidence.identity import WorkloadIdentity
@@ -106,6 +107,14 @@ def test_token_of_another_attestor(world: World, tmp_path_factory: pytest.TempPa
             tenant=TENANT,
         )
         with RawHost(world, foreign) as host, pytest.raises(TokenError):
+            host.begin()
+
+
+def test_hardware_opens_nothing_for_a_host_that_simulates(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RawHost(world) as host:
+        host.begin()
+        monkeypatch.setattr(world.coprocessor.servicer._workload, "evidence_kind", EvidenceKind.TDX)
+        with pytest.raises(EvidenceRefusedError, match="run the host in a TEE"):
             host.begin()
 
 

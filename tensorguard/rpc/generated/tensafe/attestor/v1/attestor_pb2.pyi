@@ -141,7 +141,9 @@ class AttestRequest(_message.Message):
     signing_key: _builtins.bytes
     """Uncompressed SEC1 point of the workload's P-256 signing key."""
     hpke_key: _builtins.bytes
-    """MLKEM768-X25519 public key: the ML-KEM encapsulation key followed by the X25519 key."""
+    """MLKEM768-X25519 public key: the ML-KEM encapsulation key followed by the X25519 key; or, where the policy allows it,
+    an X25519 key alone.
+    """
     tls_key: _builtins.bytes
     """SubjectPublicKeyInfo of the workload's TLS key; empty where it has none."""
     tenant: _builtins.str

@@ -1,0 +1,30 @@
+"""Revokes as `tensafe revoke` does it, and waits for what follows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tensorguard.store.revocations import Subject, revoke
+from tensorguard.store.state import AttestorState
+
+SECONDS = 5.0
+"""Within which a revocation must be enforced."""
+
+
+def revoke_now(state_dir: Path, subject: Subject) -> None:
+    """On the attestor's database, beside the attestor that runs on it."""
+    with (
+        AttestorState.open(state_dir) as state,
+        state.audit.recording("revoke", {"kind": subject.kind.value}) as connection,
+    ):
+        revoke(connection, subject, "", int(time.time()))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until it is true, for as long as a revocation may take."""
+    until = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < until, "not enforced in time"
+        time.sleep(0.05)
