@@ -80,7 +80,7 @@ class KeyBroker:
             caller.identity.verify(
                 proof.signature,
                 release_transcript(
-                    self._callers.attestor_thumbprint, proof.token, release, tokens_wanted, proof.request_nonce
+                    caller.attestor_thumbprint, proof.token, release, tokens_wanted, proof.request_nonce
                 ),
             )
             record.authenticated = True
@@ -105,7 +105,7 @@ class KeyBroker:
             # After the commit: if sealing fails, tokens are lost, which is safe; nothing is ever sealed unrecorded.
             sealed = caller.identity.seal(
                 package.content_key,
-                sealed_key_info(self._callers.attestor_thumbprint, release, proof.request_nonce, terms),
+                sealed_key_info(caller.attestor_thumbprint, release, proof.request_nonce, terms),
             )
         return SealedKey(sealed, terms)
 
@@ -121,7 +121,7 @@ class KeyBroker:
             caller.identity.verify(
                 proof.signature,
                 renew_transcript(
-                    self._callers.attestor_thumbprint,
+                    caller.attestor_thumbprint,
                     proof.token,
                     lease_id,
                     tokens_used,

@@ -21,6 +21,7 @@ from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.development import DevelopmentState, initialise_development_state
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
+from tensorguard.evidence.tls import CertifiedKey
 from tensorguard.evidence.workload import Workload
 from tensorguard.package.envelope import VerifiedManifest
 from tensorguard.package.writer import pack_adapter
@@ -43,13 +44,16 @@ class World:
     publisher: SigningKeys
     package: VerifiedManifest
     tensors: dict[str, npt.NDArray[np.float32]]
+    authority: Path | None = None
+    """Certificate of the attestor's authority, where everything uses TLS."""
 
     @property
     def endpoint(self) -> str:
         return self.coprocessor.server.address
 
     def client(self) -> AttestorClient:
-        return AttestorClient(self.attestor, thumbprint=self.state.attestor_thumbprint)
+        tls = None if self.authority is None else CertifiedKey.read(self.authority)
+        return AttestorClient(self.attestor, thumbprint=self.state.attestor_thumbprint, tls=tls)
 
     def workload(self, role: Role = Role.INFERENCE, package_id: str = "") -> Workload:
         platform = SimulatedPlatform(self.state.simulated_root_key)
@@ -72,13 +76,14 @@ class World:
 
 
 @contextmanager
-def running_attestor(state: DevelopmentState) -> Iterator[str]:
+def running_attestor(state: DevelopmentState, *, tls: bool = False) -> Iterator[str]:
     attestor = build_attestor(
         AttestorSettings(
             state_dir=state.state_dir,
             policy_file=state.policy_file,
             listen="127.0.0.1:0",
             simulated_root_public_key=state.simulated_root_public_key,
+            mutual_listen="127.0.0.1:0" if tls else None,
             _cli_parse_args=[],
         )
     )
@@ -98,9 +103,10 @@ def running_world(
     tokens_per_grant: int = 65_536,
     tokens_per_release: int = 100_000_000,
     mode: Literal["factored", "full"] = "factored",
+    tls: bool = False,
     **settings: Any,
 ) -> Iterator[World]:
-    """The adapter is packed in `mode`; `settings` go to the coprocessor."""
+    """The adapter is packed in `mode`; with `tls` everything uses it; `settings` go to the coprocessor."""
     state = initialise_development_state(
         folder / "state",
         TENANT,
@@ -124,9 +130,14 @@ def running_world(
         key_registrar=AttestorState.open(state.state_dir).packages.register,
         mode=mode,
     )
-    with running_attestor(state) as attestor:
+    authority = None
+    if tls:
+        authority = settings["attestor_authority"] = folder / "authority.pem"
+        with AttestorState.open(state.state_dir) as opened:
+            authority.write_bytes(opened.authority.pem)
+    with running_attestor(state, tls=tls) as attestor:
         configured, coprocessor = start_coprocessor(state, attestor, [folder / "adapter.tssp"], [public], **settings)
-        world = World(folder, state, attestor, configured, coprocessor, publisher, package, tensors)
+        world = World(folder, state, attestor, configured, coprocessor, publisher, package, tensors, authority)
         try:
             yield world
         finally:  # a test may have put another one in its place
