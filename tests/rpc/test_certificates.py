@@ -92,7 +92,9 @@ def test_a_request_gives_its_key() -> None:
 def test_requests_that_are_refused() -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     good = make_request(key)
-    for number in range(len(good)):
+    # The count of unused bits of the signature's bit string: cryptography takes 1 for 0 where that bit is 0 anyway.
+    unused_bits = len(good) - len(x509.load_der_x509_csr(good).signature) - 1
+    for number in set(range(len(good))) - {unused_bits}:
         changed = bytearray(good)
         changed[number] ^= 1
         try:
