@@ -80,7 +80,7 @@ class KeyBroker:
             caller.identity.verify(
                 proof.signature,
                 release_transcript(
-                    self._callers.attestor_thumbprint, proof.token, release, tokens_wanted, proof.request_nonce
+                    caller.attestor_thumbprint, proof.token, release, tokens_wanted, proof.request_nonce
                 ),
             )
             record.authenticated = True
@@ -106,7 +106,7 @@ class KeyBroker:
             sealed = caller.identity.seal(
                 package.content_key,
                 sealed_key_info(
-                    self._callers.attestor_thumbprint, caller.identity.hpke_suite, release, proof.request_nonce, terms
+                    caller.attestor_thumbprint, caller.identity.hpke_suite, release, proof.request_nonce, terms
                 ),
             )
         return SealedKey(sealed, terms)
@@ -123,7 +123,7 @@ class KeyBroker:
             caller.identity.verify(
                 proof.signature,
                 renew_transcript(
-                    self._callers.attestor_thumbprint,
+                    caller.attestor_thumbprint,
                     proof.token,
                     lease_id,
                     tokens_used,

@@ -11,9 +11,10 @@ import structlog
 from services.attestor.appraiser import Appraiser
 from services.attestor.broker import KeyBroker
 from services.attestor.callers import Callers
+from services.attestor.certificates import CertificateIssuer, OwnCertificate
 from services.attestor.decisions import Decisions
 from services.attestor.rate_limits import Rate, RateLimiter
-from services.attestor.servicer import RULES, AttestorServicer
+from services.attestor.servicer import RULES, RULES_WITH_TLS, AttestorServicer
 from services.attestor.settings import AttestorSettings
 from services.attestor.watch import RevocationWatch
 from tensorguard.evidence.claims import EvidenceKind
@@ -21,7 +22,8 @@ from tensorguard.evidence.endorsements import EndorsementDirectory
 from tensorguard.evidence.policy import load_policy
 from tensorguard.evidence.verifiers import verifier_of
 from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2
-from tensorguard.rpc.server import Server, ServerOptions, Service, build_server
+from tensorguard.rpc.server import Listener, Server, ServerOptions, Service, build_server
+from tensorguard.rpc.tls import server_credentials
 from tensorguard.store.nonces import NonceStore
 from tensorguard.store.policies import policy_version
 from tensorguard.store.state import AttestorState, StateLocation
@@ -71,28 +73,43 @@ def build_attestor(settings: AttestorSettings, *, clock: Callable[[], float] = t
     try:
         decisions = Decisions(state.audit)
         nonces = NonceStore(state.database, life_seconds=settings.nonce_seconds, clock=clock)
-        callers = Callers(state.key, policy, state.database, clock=clock)
+        own = OwnCertificate(state.authority, clock=clock) if settings.mutual_listen else None
+        certificates = CertificateIssuer(state.authority if own else None, decisions, clock=clock)
+        callers = Callers(state.keys, policy, state.database, clock=clock)
         servicer = AttestorServicer(
-            state.key,
+            state.keys,
             policy,
             nonces,
-            Appraiser(state.key, policy, verifiers, nonces, decisions, endorsements=endorsements, clock=clock),
+            Appraiser(
+                state.keys,
+                policy,
+                verifiers,
+                nonces,
+                decisions,
+                certificates=certificates,
+                endorsements=endorsements,
+                clock=clock,
+            ),
             KeyBroker(policy, callers, state.packages, state.database, decisions, clock=clock),
             RevocationWatch(state.database, callers, most=settings.watchers, clock=clock),
             state.audit,
             RateLimiter(_rate(settings.requests_per_peer), _rate(settings.requests)),
+            certificates,
         )
         descriptor = attestor_pb2.DESCRIPTOR.services_by_name["AttestorService"]
         server = build_server(
-            [Service(descriptor, servicer, RULES)],
+            [Service(descriptor, servicer, RULES if own is None else RULES_WITH_TLS)],
             ServerOptions(
                 settings.listen,
                 workers=_WORKERS + settings.watchers,
                 message_bytes=MESSAGE_BYTES,
                 reflection=settings.reflection,
                 plaintext_network=settings.plaintext_network,
+                credentials=None if own is None else server_credentials(own.identity, mutual=False),
+                further=_mutual(settings, own),
             ),
         )
+        servicer.mutual_port = int(server.further_address.rpartition(":")[2] or 0)
         fields = {"policy_id": policy.id, "policy_sha256": policy.sha256}
         with state.audit.recording("start", fields) as connection:
             version = policy_version(connection, policy, int(clock()))
@@ -110,6 +127,13 @@ def build_attestor(settings: AttestorSettings, *, clock: Callable[[], float] = t
         policy_sha256=policy.sha256,
     )
     return Attestor(server, servicer, state, decisions)
+
+
+def _mutual(settings: AttestorSettings, own: OwnCertificate | None) -> Listener | None:
+    """Where callers show a certificate."""
+    if own is None or settings.mutual_listen is None:
+        return None
+    return Listener(settings.mutual_listen, server_credentials(own.identity), "--mutual-listen")
 
 
 def _rate(per_second: float) -> Rate:

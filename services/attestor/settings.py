@@ -23,6 +23,9 @@ class AttestorSettings(BaseSettings):
     witnesses: list[Path] = Field([], description="further files that keep the newest audit head")
     policy_file: Path = Field(description="policy that evidence is appraised by (YAML or JSON)")
     listen: Address = Field("127.0.0.1:7401", description="address of the gRPC server")
+    mutual_listen: Address | None = Field(
+        None, description="second address, for callers that show a certificate; turns TLS on at both"
+    )
     simulated_root_public_key: Path | None = Field(
         None, description="PEM Ed25519 key that signs simulated evidence; only for policies that name it"
     )

@@ -38,7 +38,7 @@ class RevocationWatch:
         caller = self._callers.identify(proof)
         caller.identity.verify(
             proof.signature,
-            watch_transcript(self._callers.attestor_thumbprint, proof.token, after, proof.request_nonce),
+            watch_transcript(caller.attestor_thumbprint, proof.token, after, proof.request_nonce),
         )
         with self._place():
             while is_active() and self._clock() < caller.expires_at:

@@ -31,9 +31,20 @@ class InferenceClient:
 
     def __init__(self, channel: grpc.aio.Channel, endpoint: str, secret: str = "") -> None:
         """`secret` is what the inference service wants from internal callers, if anything."""
+        self._channel = channel
         self._stub: inference_pb2_grpc.InferenceServiceAsyncStub = inference_pb2_grpc.InferenceServiceStub(channel)
         self._endpoint = endpoint
         self._metadata = (("authorization", f"Bearer {secret}"),) if secret else ()
+
+    def use(self, channel: grpc.aio.Channel) -> grpc.aio.Channel:
+        """Make new calls on another channel; the one before, for who closes it."""
+        old, self._channel = self._channel, channel
+        self._stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        return old
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
 
     async def models(self) -> list[inference_pb2.Model]:
         try:

@@ -13,11 +13,11 @@ import uvicorn
 
 from services.gateway.admin import GatewayServicer, admin_service
 from services.gateway.app import build_app
-from services.gateway.inference import EvidenceWatch, InferenceClient
+from services.gateway.enrolled import inference_client
+from services.gateway.inference import EvidenceWatch
 from services.gateway.keys import KeyStore
 from services.gateway.settings import GatewaySettings, split_address
 from tensorguard.errors import ConfigurationError
-from tensorguard.rpc.channel import open_async_channel
 from tensorguard.rpc.options import is_loopback
 from tensorguard.rpc.server import ServerOptions, build_async_server, serve_until_signalled_async
 
@@ -47,9 +47,7 @@ async def running_gateway(settings: GatewaySettings, *, until_signalled: bool = 
     async with contextlib.AsyncExitStack() as stack:
         listener = stack.enter_context(_listener(host, port))
         http_address = _shown(host, listener.getsockname()[1])
-        channel = await open_async_channel(settings.inference)
-        stack.push_async_callback(channel.close)
-        client = InferenceClient(channel, settings.inference, _secret(settings))
+        client = await stack.enter_async_context(inference_client(settings, _secret(settings)))
         evidence = EvidenceWatch(client, settings.status_seconds)
         http = _HttpServer(
             uvicorn.Config(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 
 from tensorguard.errors import ConfigurationError
@@ -22,6 +22,15 @@ class GatewaySettings(BaseSettings):
     inference_secret_file: Path | None = Field(
         None, description="file with the secret that the inference service wants from the gateway"
     )
+    attestor: Address | None = Field(None, description="attestor that certifies the gateway: its --listen")
+    attestor_authority: Path | None = Field(
+        None,
+        description="certificate (PEM) of the attestor's authority; turns TLS with the inference service on",
+    )
+    tls_dir: Path | None = Field(None, description="directory of the gateway's TLS key and certificate; mode 0700")
+    enrolment_secret_file: Path | None = Field(
+        None, description="file with the secret of tensafe attestor enrol, for the first start"
+    )
     plaintext_network: bool = Field(
         False, description="permit non-loopback addresses without TLS, on a private container network"
     )
@@ -32,6 +41,13 @@ class GatewaySettings(BaseSettings):
     request_timeout_seconds: float = Field(600.0, gt=0, description="longest time one request may take")
     body_timeout_seconds: float = Field(30.0, gt=0, description="longest time a client may take to send its body")
     status_seconds: float = Field(5.0, gt=0, description="how often the inference service is asked for its state")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> GatewaySettings:
+        given = (self.attestor, self.attestor_authority, self.tls_dir)
+        if any(given) and not all(given):
+            raise ValueError("TLS with the inference service needs attestor, attestor_authority and tls_dir, all three")
+        return self
 
 
 def load_settings(arguments: list[str]) -> GatewaySettings:

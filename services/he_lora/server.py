@@ -25,9 +25,11 @@ from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.platforms import this_platform
 from tensorguard.evidence.revocations import RevocationFollower
+from tensorguard.evidence.tls import CertificateKeeper, CertifiedKey
 from tensorguard.evidence.workload import Workload
 from tensorguard.observability.metrics import serve_metrics
 from tensorguard.rpc.server import Server, ServerOptions, build_server
+from tensorguard.rpc.tls import server_credentials
 from tensorguard.session.shared_memory import sweep_abandoned_regions
 from tensorguard.session.warm_up import warm_up
 
@@ -47,9 +49,12 @@ class Coprocessor:
     client: AttestorClient
     engine: Engine[Any]
     stop_metrics: Callable[[], None]
+    certificate: CertificateKeeper | None = None
 
     def start(self) -> None:
-        """Serve, and keep the leases."""
+        """Serve, and keep leases and certificate."""
+        if self.certificate is not None:
+            self.certificate.start()
         for keeper in self.keepers:
             keeper.start()
         self.follower.start()
@@ -57,6 +62,8 @@ class Coprocessor:
 
     def close(self) -> None:
         """Report the tokens used and release everything; call after the server has stopped."""
+        if self.certificate is not None:
+            self.certificate.stop()
         self.follower.stop()
         for keeper in self.keepers:
             keeper.stop()
@@ -71,7 +78,8 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         settings.backend,
         EngineOptions(settings.threads, settings.pool_bytes_per_key, settings.pool_bytes),
     )
-    client = AttestorClient(settings.attestor, thumbprint=settings.attestor_thumbprint)
+    tls = None if settings.attestor_authority is None else CertifiedKey.read(settings.attestor_authority)
+    client = AttestorClient(settings.attestor, thumbprint=settings.attestor_thumbprint, tls=tls)
     if settings.attestor_thumbprint is None:
         log.warning("attestor key not pinned: set attestor_thumbprint", attestor=settings.attestor)
     platform = this_platform(simulated_root_key=settings.simulated_root_key)
@@ -108,6 +116,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         Evaluation(store),
         engine,
         shared_memory_bytes=settings.shared_memory_bytes,
+        tls=tls is not None,
     )
     server = build_server(
         [servicer.service()],
@@ -117,12 +126,14 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
             reflection=settings.reflection,
             listen_option="--listen or TENSAFE_HE_LORA_LISTEN",
             plaintext_network=settings.plaintext_network,
+            credentials=None if tls is None else server_credentials(tls.identity),
         ),
     )
     stop_metrics = serve_metrics(settings.metrics_listen) if settings.metrics_listen else _nothing
     revocations = Revocations(identity.public.thumbprint, keepers, registry)
     follower = RevocationFollower(workload, revocations.apply)
-    return Coprocessor(server, servicer, tuple(keepers), follower, client, engine, stop_metrics)
+    certificate = None if tls is None else CertificateKeeper(workload.token)
+    return Coprocessor(server, servicer, tuple(keepers), follower, client, engine, stop_metrics, certificate)
 
 
 def _nothing() -> None:

@@ -27,10 +27,12 @@ from tensorguard.errors import (
     PermissionDeniedError,
 )
 from tensorguard.evidence.claims import EvidenceKind, Role
+from tensorguard.evidence.tls import check_channel
 from tensorguard.evidence.workload import Workload
-from tensorguard.rpc.authorisation import ATTESTED, PUBLIC, SESSION
+from tensorguard.rpc.authorisation import ATTESTED, PUBLIC, SESSION, both, certified
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2 as pb
 from tensorguard.rpc.server import Codec, Service
+from tensorguard.rpc.tls import peer_of
 from tensorguard.session import frames
 from tensorguard.session.shared_memory import open_offered_region
 from tensorguard.session.stream import SESSION_KEY
@@ -48,6 +50,8 @@ RULES = {
     "Evaluate": SESSION,
     "CloseSession": SESSION,
 }
+_HOST = certified(Role.INFERENCE.value)
+RULES_WITH_TLS = {name: rule if rule is PUBLIC else both(_HOST, rule) for name, rule in RULES.items()}
 
 
 class HeLoraServicer:
@@ -62,8 +66,10 @@ class HeLoraServicer:
         engine: Engine[Any],
         *,
         shared_memory_bytes: int = 0,
+        tls: bool = False,
     ) -> None:
-        """`shared_memory_bytes`: the most to share with one session; 0 refuses to."""
+        """`shared_memory_bytes`: the most to share with one session; 0 refuses to. `tls`: callers have certificates."""
+        self._rules = RULES_WITH_TLS if tls else RULES
         self._workload = workload
         self._store = store
         self._registry = registry
@@ -74,7 +80,7 @@ class HeLoraServicer:
     def service(self) -> Service:
         """Servicer, authorisation table and the hot path's raw codec, for the server factory."""
         codec = Codec(parse_request=frames.identity, serialise_response=frames.identity)
-        return Service(pb.DESCRIPTOR.services_by_name["HeLoraService"], self, RULES, codecs={"Evaluate": codec})
+        return Service(pb.DESCRIPTOR.services_by_name["HeLoraService"], self, self._rules, codecs={"Evaluate": codec})
 
     def ListAdapters(self, request: pb.ListAdaptersRequest, context: Any) -> pb.ListAdaptersResponse:
         """Names, leases and budgets. No secrets."""
@@ -102,6 +108,7 @@ class HeLoraServicer:
         except ConfigurationError as error:
             raise InvalidInputError(error.message) from None
         host = self._workload.client.verifier().verify(request.host_token, role=Role.INFERENCE, tenant=tenant)
+        check_channel(peer_of(context.auth_context()), host)
         if host.simulated and self._workload.evidence_kind is not EvidenceKind.SIMULATED:
             raise EvidenceRefusedError(
                 "this coprocessor has hardware evidence and opens nothing for a host that only simulates: "

@@ -30,7 +30,12 @@ class HeLoraSettings(BaseSettings):
     )
     attestor: Address = Field("127.0.0.1:7401", description="address of the tenant's attestor")
     attestor_thumbprint: str | None = Field(
-        None, description="RFC 7638 thumbprint of the attestor's key; without it the first answer is believed"
+        None,
+        description="RFC 7638 thumbprint of the attestor's key, or several with commas; without it any is believed",
+    )
+    attestor_authority: Path | None = Field(
+        None,
+        description="certificate (PEM) of the attestor's authority; turns TLS on, towards the attestor and for hosts",
     )
     simulated_root_key: Path | None = Field(
         None,

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -14,6 +15,9 @@ from services.inference.settings import InferenceSettings, load_settings
 from tensorguard.backends.vllm.core import EngineCore
 from tensorguard.errors import TenSafeError, UnavailableError
 from tensorguard.observability.logging import configure_logging
+
+if TYPE_CHECKING:
+    from tensorguard.rpc.server import AsyncServer
 
 log = structlog.get_logger(__name__)
 
@@ -57,10 +61,15 @@ async def serve(settings: InferenceSettings) -> None:
 
 async def serve_engine(settings: InferenceSettings, core: EngineCore) -> None:
     """Serve a running engine until a signal, or until the engine's processes die (UnavailableError)."""
-    from services.inference.server import build_inference_server
+    from services.inference.server import build_inference_server, certified_host
+
+    with certified_host(settings) as tls:
+        await _serve(build_inference_server(settings, core, tls), core)
+
+
+async def _serve(server: AsyncServer, core: EngineCore) -> None:
     from tensorguard.rpc.server import serve_until_signalled_async
 
-    server = build_inference_server(settings, core)
     await server.start()
 
     async def watch() -> None:

@@ -26,7 +26,7 @@ from tensorguard.backends.vllm.config import AdapterConnection, BaseNameAnswers,
 from tensorguard.backends.vllm.core import EngineCore
 from tensorguard.backends.vllm.routing import ServedAdapter
 from tensorguard.errors import InvalidInputError, TenSafeError, UnavailableError
-from tensorguard.rpc.authorisation import PUBLIC, REFUSED, Rule, bearer
+from tensorguard.rpc.authorisation import PUBLIC, REFUSED, Rule, bearer, both, certified
 from tensorguard.rpc.generated.tensafe.inference.v1 import inference_pb2 as pb2
 
 log = structlog.get_logger(__name__)
@@ -35,11 +35,14 @@ STATUS_SECONDS = 2.0
 NOT_FOUND = 404
 
 
-def rules(secret: str | None, admin_secret: str | None) -> dict[str, Rule]:
+def rules(secret: str | None, admin_secret: str | None, *, tls: bool = False) -> dict[str, Rule]:
     """Who may call: whoever reaches the port, or only callers that know `secret`. Changing which adapters are served
-    always takes `admin_secret`."""
+    always takes `admin_secret`. With `tls` all of them must be certified gateways, too."""
     use = PUBLIC if secret is None else bearer(secret)
     change = REFUSED if admin_secret is None else bearer(admin_secret)
+    if tls:
+        gateway = certified("gateway")
+        use, change = both(gateway, use), both(gateway, change)
     return {
         "ListModels": use,
         "Complete": use,
@@ -185,6 +188,7 @@ def connection_of(adapter: pb2.AdapterConnection) -> AdapterConnection:
             publisher_pems=tuple(adapter.publisher_keys),
             expected_digest=adapter.expected_digest or None,
             checked=adapter.checked,
+            attestor_authority_pem=adapter.attestor_authority or None,
         )
     except ValidationError as error:
         raise InvalidInputError(explain(error)) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 
 from tensorguard.backends.vllm.config import SESSION_DEFAULTS, AdapterConnection, BaseNameAnswers
@@ -58,11 +58,24 @@ class InferenceSettings(EngineOptions, BaseSettings):
         None,
         description="file with the secret of those who may attach and detach adapters; nobody may without",
     )
+    attestor: Address | None = Field(None, description="attestor that certifies this service for its gateway")
+    attestor_thumbprint: str | None = Field(None, description="thumbprint of its key, or several with commas")
+    attestor_authority: Path | None = Field(
+        None, description="certificate (PEM) of that attestor's authority; turns mutual TLS with the gateway on"
+    )
+    tenant: str | None = Field(None, description="tenant that this service attests for to be certified")
     plaintext_network: bool = Field(
         False, description="permit a non-loopback address without TLS, on a private container network"
     )
     reflection: bool = Field(False, description="offer gRPC reflection (development)")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level logged")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> InferenceSettings:
+        given = (self.attestor, self.attestor_authority, self.tenant)
+        if any(given) and not all(given):
+            raise ValueError("TLS with the gateway needs attestor, attestor_authority and tenant, all three")
+        return self
 
     def engine_options(self) -> EngineOptions:
         """The part that concerns the base model's engine."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -15,6 +15,7 @@ from tensorguard.cli.state_options import (
     Witnesses,
     location,
 )
+from tensorguard.rpc.certificates import ServiceName
 from tensorguard.store.backup import back_up
 from tensorguard.store.backup import restore as restore_backup
 from tensorguard.store.state import AttestorState
@@ -24,7 +25,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=Fa
 
 @app.callback()
 def _attestor() -> None:
-    """Look after an attestor's state: backups, the key-encryption key, a database that was set back."""
+    """Look after an attestor's state: backups, keys, certificates, a database that was set back."""
 
 
 @app.command()
@@ -70,6 +71,58 @@ def rotate_kek(
         f"{count} secrets are wrapped under the new key: set TENSAFE_ATTESTOR_KEY_ENCRYPTION_KEY={new} and restart "
         "every attestor; backups made before still need the old key"
     )
+
+
+@app.command("rotate-signing-key")
+def rotate_signing_key(
+    overlap_hours: Annotated[float, typer.Option(help="How long the new key is known before it signs.", min=0)] = 24.0,
+    attestor_state: StateDirectory = DEFAULT_STATE,
+    database_url: DatabaseUrl = None,
+    key: KeyName = None,
+    witness: Witnesses = None,
+) -> None:
+    """Announce a new signing key. Attestors that run take it by themselves; who pins the key must be told in time."""
+    with AttestorState(location(attestor_state, database_url, key, witness)) as state:
+        old = state.keys.current.thumbprint
+        new = state.rotate_signing_key(int(overlap_hours * 3600)).thumbprint
+    typer.echo(
+        f"{new}: signs in {overlap_hours:g} hours; until then add it wherever attestor_thumbprint is set: {old},{new}"
+    )
+
+
+@app.command()
+def authority(
+    output: Annotated[
+        Optional[Path],  # noqa: UP045 - typer evaluates this on Python 3.10
+        typer.Option(help="The file to write; default: standard output."),
+    ] = None,
+    attestor_state: StateDirectory = DEFAULT_STATE,
+    database_url: DatabaseUrl = None,
+    key: KeyName = None,
+    witness: Witnesses = None,
+) -> None:
+    """Show the certificate by which services know each other in TLS: give it to each as attestor_authority."""
+    with AttestorState(location(attestor_state, database_url, key, witness)) as state:
+        pem = state.authority.pem
+    if output is None:
+        typer.echo(pem.decode(), nl=False)
+    else:
+        output.write_bytes(pem)
+
+
+@app.command()
+def enrol(
+    role: Annotated[str, typer.Option(help="What the service is: gateway.")] = "gateway",
+    hours: Annotated[float, typer.Option(help="How long the secret can be used.", min=0.01, max=168)] = 1.0,
+    attestor_state: StateDirectory = DEFAULT_STATE,
+    database_url: DatabaseUrl = None,
+    key: KeyName = None,
+    witness: Witnesses = None,
+) -> None:
+    """Vouch for a service that is not attested: prints a secret that gets it one certificate, once."""
+    with AttestorState(location(attestor_state, database_url, key, witness)) as state:
+        secret = state.enrol(ServiceName(role), int(hours * 3600))
+    typer.echo(secret)
 
 
 @app.command("accept-rollback")

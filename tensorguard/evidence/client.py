@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import grpc
 
-from tensorguard.errors import EvidenceRefusedError, InvalidInputError, TokenError
+from tensorguard.errors import EvidenceRefusedError, InvalidInputError, TokenError, UnavailableError
 from tensorguard.evidence.claims import Role
-from tensorguard.evidence.ear import TokenVerifier
+from tensorguard.evidence.ear import TokenVerifier, key_id_of
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.keys import KeySet
 from tensorguard.evidence.platform import GpuPlatform, Platform
@@ -30,11 +30,16 @@ from tensorguard.evidence.release import (
 )
 from tensorguard.evidence.report_data import binding, gpu_nonce
 from tensorguard.evidence.roles import role_to_proto
+from tensorguard.evidence.tls import ATTESTOR, CertifiedKey, MutualChannel
+from tensorguard.rpc.certificates import ServiceName
 from tensorguard.rpc.channel import open_channel
 from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2, attestor_pb2_grpc
 from tensorguard.rpc.status import from_rpc_error
+from tensorguard.rpc.tls import ChannelTls
 
 CONTENT_KEY_BYTES = 32
+KEYS_SECONDS = 60.0
+"""How long an answer to GetKeys is believed: a rotated key is announced for longer."""
 _WATCH_SECONDS = 360.0
 """Longer than any token lives: a stream that has not ended by then is dead."""
 _Response = TypeVar("_Response")
@@ -60,24 +65,32 @@ class AttestorClient:
         endpoint: str,
         *,
         thumbprint: str | None = None,
+        tls: CertifiedKey | None = None,
         channel: grpc.Channel | None = None,
         timeout_seconds: float = 10.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`thumbprint`: RFC 7638 thumbprint the attestor's key must have; without it the first answer is
-        believed, which is for one machine only. `channel`: used instead of opening one to `endpoint`.
+        """`thumbprint`: RFC 7638 thumbprint the attestor's key must have, or several with commas between them, one of
+        which it must have; without it the first answer is believed, which is for one machine only. `tls`: the key that
+        the attestor certifies, and the authority it is known by; plaintext without. `channel`: used instead of opening
+        one to `endpoint`.
         """
         self.endpoint = endpoint
-        self._pin = thumbprint
-        self._channel = channel if channel is not None else open_channel(endpoint)
+        self.tls = tls
+        self._pins = [name.strip() for name in thumbprint.split(",")] if thumbprint else []
+        if channel is None:
+            channel = open_channel(endpoint, tls=None if tls is None else ChannelTls(tls.authority, ATTESTOR))
+        self._channel = channel
         self._stub = attestor_pb2_grpc.AttestorServiceStub(self._channel)
+        self._mutual = MutualChannel(endpoint, tls, clock) if tls is not None else None
         self._timeout = timeout_seconds
         self._clock = clock
         self._lock = threading.Lock()
         self._keys: tuple[KeySet, str] | None = None
+        self._keys_from = 0.0
 
     def jwks(self) -> KeySet:
-        """The keys that verify this attestor's tokens: only the pinned one where there is a pin."""
+        """The keys that verify this attestor's tokens: only pinned ones where there is a pin."""
         return self._attestor_keys()[0]
 
     @property
@@ -100,12 +113,15 @@ class AttestorClient:
         tls_key: bytes = b"",
         gpus: GpuPlatform | None = None,
     ) -> str:
-        """A fresh token for this identity: challenge, evidence, appraisal.
+        """A fresh token for this identity: challenge, evidence, appraisal. With `tls`, a certificate comes with it.
 
-        `tls_key`: SubjectPublicKeyInfo of the workload's TLS key, where it has one.
+        `tls_key`: SubjectPublicKeyInfo of a TLS key to name in the token, where the client has no `tls`.
         `gpus`: of a host whose policy asks about them.
         Raises EvidenceRefusedError when the policy does not accept this workload.
         """
+        tls = self.tls
+        if tls is not None:
+            tls_key = tls.public_key
         thumbprint = self.attestor_thumbprint
         nonce = self._call(self._stub.CreateNonce, attestor_pb2.CreateNonceRequest()).nonce
         bound = binding(
@@ -118,7 +134,7 @@ class AttestorClient:
             tls_key=tls_key,
         )
         collected = platform.collect(bound, role)
-        token = self._call(
+        answer = self._call(
             self._stub.Attest,
             attestor_pb2.AttestRequest(
                 nonce=nonce,
@@ -132,12 +148,17 @@ class AttestorClient:
                 role=role_to_proto(role),
                 package_id=package_id,
                 gpu_evidence=gpus.collect(gpu_nonce(bound.report_data)) if gpus is not None else b"",
+                attestor_thumbprint=thumbprint,
+                certificate_request=tls.request() if tls is not None else b"",
             ),
-        ).token
+        )
+        token = answer.token
         result = self.verifier().verify(token, role=role, tenant=tenant, package_id=package_id)
         expected_tls = hashlib.sha256(tls_key).hexdigest() if tls_key else ""
         if result.identity != identity.public or result.tls_key_sha256 != expected_tls:
             raise TokenError("the attestor answered with a token for other keys")
+        if tls is not None:
+            tls.accept(answer.certificate, ServiceName(role.value, tenant), answer.mutual_port)
         return token
 
     def release_key(
@@ -150,11 +171,11 @@ class AttestorClient:
         """
         if len(release.manifest_digest) != 32:
             raise InvalidInputError("a manifest digest has 32 bytes")
-        thumbprint = self.attestor_thumbprint
+        thumbprint = key_id_of(token)
         nonce = secrets.token_bytes(REQUEST_NONCE_BYTES)
         signed = release_transcript(thumbprint, token, release, tokens_wanted, nonce)
         answer = self._call(
-            self._stub.ReleaseKey,
+            self._caller().ReleaseKey,
             attestor_pb2.ReleaseKeyRequest(
                 token=token,
                 manifest_digest=release.manifest_digest,
@@ -186,9 +207,9 @@ class AttestorClient:
         Raises LeaseExpiredError (attest and release again) or BudgetExhaustedError (nothing is left).
         """
         nonce = secrets.token_bytes(REQUEST_NONCE_BYTES)
-        signed = renew_transcript(self.attestor_thumbprint, token, lease_id, tokens_used, tokens_wanted, nonce)
+        signed = renew_transcript(key_id_of(token), token, lease_id, tokens_used, tokens_wanted, nonce)
         answer = self._call(
-            self._stub.RenewLease,
+            self._caller().RenewLease,
             attestor_pb2.RenewLeaseRequest(
                 token=token,
                 lease_id=lease_id,
@@ -208,12 +229,12 @@ class AttestorClient:
         nonce = secrets.token_bytes(REQUEST_NONCE_BYTES)
         request = attestor_pb2.WatchRevocationsRequest(
             token=token,
-            signature=identity.sign(watch_transcript(self.attestor_thumbprint, token, after, nonce)),
+            signature=identity.sign(watch_transcript(key_id_of(token), token, after, nonce)),
             request_nonce=nonce,
             after=after,
         )
         try:
-            for answer in self._stub.WatchRevocations(request, timeout=_WATCH_SECONDS):
+            for answer in self._caller().WatchRevocations(request, timeout=_WATCH_SECONDS):
                 yield RevocationNotice(answer.number, answer.package_id, answer.sequence, tuple(answer.workloads))
         except grpc.RpcError as error:
             raise from_rpc_error(error, f"attestor {self.endpoint}") from None
@@ -223,21 +244,42 @@ class AttestorClient:
         return self._call(self._stub.GetStatus, attestor_pb2.GetStatusRequest())
 
     def close(self) -> None:
-        """Close the channel."""
+        """Close the channels."""
         self._channel.close()
+        if self._mutual is not None:
+            self._mutual.close()
+
+    def _caller(self) -> attestor_pb2_grpc.AttestorServiceStub:
+        """For methods that want a certificate, where there are certificates."""
+        if self._mutual is None:
+            return self._stub
+        return attestor_pb2_grpc.AttestorServiceStub(self._mutual.channel())
 
     def _attestor_keys(self) -> tuple[KeySet, str]:
+        """The attestor's keys, asked for again once a minute: it may announce one and later sign with it."""
         with self._lock:
-            if self._keys is None:
-                answer = self._call(self._stub.GetKeys, attestor_pb2.GetKeysRequest())
-                keys, thumbprint = KeySet.from_jwks(answer.jwks), answer.thumbprint
-                if self._pin is not None:
-                    # Other keys beside the pinned one could be anybody's.
-                    keys, thumbprint = keys.only(self._pin), self._pin
-                elif keys.get(thumbprint) is None:
-                    raise TokenError("the attestor's key set does not hold the key it signs with")
-                self._keys = (keys, thumbprint)
+            if self._keys is None or not 0 <= self._clock() - self._keys_from < KEYS_SECONDS:
+                try:
+                    self._keys = self._ask_for_keys()
+                except UnavailableError:
+                    # Those of before verify what it signed before. It signs nothing while it is away.
+                    if self._keys is None:
+                        raise
+                self._keys_from = self._clock()
             return self._keys
+
+    def _ask_for_keys(self) -> tuple[KeySet, str]:
+        answer = self._call(self._stub.GetKeys, attestor_pb2.GetKeysRequest())
+        keys = KeySet.from_jwks(answer.jwks)
+        if self._pins:
+            # Other keys beside the pinned ones could be anybody's.
+            keys = keys.only(self._pins)
+        if keys.get(answer.thumbprint) is None:
+            raise TokenError(
+                f"the attestor signs with the key {answer.thumbprint:.43}, which is "
+                + ("not pinned: if it was rotated, add its thumbprint" if self._pins else "not in its key set")
+            )
+        return keys, answer.thumbprint
 
     def _call(self, method: Callable[..., _Response], request: Any) -> _Response:
         try:

@@ -167,23 +167,7 @@ class TokenVerifier:
         return result
 
     def _key_of(self, token: str) -> tuple[str, ec.EllipticCurvePublicKey]:
-        if not isinstance(token, str) or not token.isascii() or len(token) > MAX_TOKEN_BYTES:
-            raise TokenError(f"the token is not ASCII text of at most {MAX_TOKEN_BYTES} bytes")
-        if token.count(".") != 2:
-            raise TokenError("the token is not a compact JWS")
-        segments = token.split(".")
-        try:
-            parts = [base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) for text in segments]
-            # One token, one spelling, whatever the JWT library's version lets pass.
-            if [_base64url(part) for part in parts] != segments:
-                raise TokenError("the token is not canonical base64url")
-            header = json.loads(parts[0])
-        except (ValueError, RecursionError):
-            raise TokenError("the token's header is not JSON") from None
-        key_id = header.pop("kid", None) if isinstance(header, dict) else None
-        # Exactly our header: another alg, any crit extension, embedded keys and key URLs are all refused.
-        if header != _HEADER or not isinstance(key_id, str):
-            raise TokenError("the token's header must be alg ES256, typ JWT and a kid, and nothing else")
+        key_id = key_id_of(token)
         key = self._keys.get(key_id)
         if key is None:
             raise TokenError("the token is signed with a key that is not the expected attestor's")
@@ -199,6 +183,28 @@ class TokenVerifier:
             raise TokenExpiredError(
                 f"the token expired {now - claims.exp:.0f} s ago; attest again, and check both machines' clocks"
             )
+
+
+def key_id_of(token: str) -> str:
+    """The `kid` of a token whose header is as it has to be. Nothing is verified. Raises TokenError."""
+    if not isinstance(token, str) or not token.isascii() or len(token) > MAX_TOKEN_BYTES:
+        raise TokenError(f"the token is not ASCII text of at most {MAX_TOKEN_BYTES} bytes")
+    if token.count(".") != 2:
+        raise TokenError("the token is not a compact JWS")
+    segments = token.split(".")
+    try:
+        parts = [base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)) for text in segments]
+        # One token, one spelling, whatever the JWT library's version lets pass.
+        if [_base64url(part) for part in parts] != segments:
+            raise TokenError("the token is not canonical base64url")
+        header = json.loads(parts[0])
+    except (ValueError, RecursionError):
+        raise TokenError("the token's header is not JSON") from None
+    key_id = header.pop("kid", None) if isinstance(header, dict) else None
+    # Exactly our header: another alg, any crit extension, embedded keys and key URLs are all refused.
+    if header != _HEADER or not isinstance(key_id, str):
+        raise TokenError("the token's header must be alg ES256, typ JWT and a kid, and nothing else")
+    return key_id
 
 
 def _base64url(data: bytes) -> str:

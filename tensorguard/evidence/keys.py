@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -68,14 +68,14 @@ class KeySet:
             {"keys": [{**jwk_of(key), "alg": "ES256", "kid": name, "use": "sig"} for name, key in self._keys.items()]}
         )
 
-    def only(self, name: str) -> KeySet:
-        """The set with just the pinned key. Raises TokenError when it is not in this set."""
-        key = self._keys.get(name)
-        if key is None:
+    def only(self, names: Collection[str]) -> KeySet:
+        """The set with just the pinned keys. Raises TokenError when none of them is in this set."""
+        keys = [key for name, key in self._keys.items() if name in names]
+        if not keys:
             raise TokenError(
                 "the attestor does not have the pinned key; check its address and the configured thumbprint"
             )
-        return KeySet([key])
+        return KeySet(keys)
 
     def get(self, name: str) -> ec.EllipticCurvePublicKey | None:
         """The key with this thumbprint."""

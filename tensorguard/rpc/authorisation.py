@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from google.protobuf.descriptor import ServiceDescriptor
 
 from tensorguard.errors import AuthenticationError, ConfigurationError, PermissionDeniedError
+from tensorguard.rpc.tls import Peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,8 @@ class Call:
 
     method: str
     metadata: Mapping[str, str | bytes]
+    peer: Peer | None = None
+    """Who called, by the certificate of the connection; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,9 @@ PUBLIC = Rule("public", _nothing_to_check)
 
 ATTESTED = Rule("attested", _nothing_to_check)
 """The message carries evidence, or a token and a signature by the attested key; the servicer verifies it."""
+
+ENROLLED = Rule("enrolled", _nothing_to_check)
+"""The message carries an enrolment secret, or comes with an enrolled service's certificate; the servicer checks it."""
 
 SESSION = Rule("session", _nothing_to_check)
 """The message names an open session that was bound to an attested key; the servicer looks it up."""
@@ -62,6 +68,30 @@ def bearer(secret: str) -> Rule:
             raise AuthenticationError("this method is for internal callers: missing or wrong bearer secret")
 
     return Rule("bearer", check)
+
+
+def certified(*roles: str) -> Rule:
+    """Rule for callers whose connection has a certificate of one of these roles."""
+
+    def check(call: Call) -> None:
+        if call.peer is None:
+            raise AuthenticationError(
+                "this method is for callers with a certificate; use the address that asks for one"
+            )
+        if call.peer.name.role not in roles:
+            raise PermissionDeniedError(f"this method is not for the role {call.peer.name.role}")
+
+    return Rule("certified", check)
+
+
+def both(first: Rule, second: Rule) -> Rule:
+    """Rule of two conditions, asked in this order."""
+
+    def check(call: Call) -> None:
+        first.check(call)
+        second.check(call)
+
+    return Rule(f"{first.name}+{second.name}", check)
 
 
 def method_table(service: ServiceDescriptor, rules: Mapping[str, Rule]) -> dict[str, Rule]:

@@ -12,12 +12,13 @@ import grpc.aio
 from tensorguard.errors import UnavailableError
 from tensorguard.rpc.options import DEFAULT_MESSAGE_BYTES, SILENCE_SECONDS, channel_options
 from tensorguard.rpc.request_id import REQUEST_ID_KEY, current_request_id
+from tensorguard.rpc.tls import ChannelTls
 
 
 def open_channel(
     endpoint: str,
     *,
-    credentials: grpc.ChannelCredentials | None = None,
+    tls: ChannelTls | None = None,
     message_bytes: int = DEFAULT_MESSAGE_BYTES,
     wait_ready_seconds: float | None = None,
     silence_seconds: float = SILENCE_SECONDS,
@@ -26,12 +27,13 @@ def open_channel(
 
     With `wait_ready_seconds` the connection is made now, and UnavailableError names the endpoint when it is
     not there in time; without, the first call connects. `silence_seconds`: see `tensorguard.rpc.options`; at least 1.
+    `tls`: whom the channel may reach, and as whom; without, it is plaintext.
     """
     options = channel_options(message_bytes, silence_seconds)
-    if credentials is None:
+    if tls is None:
         channel = grpc.insecure_channel(endpoint, options)
     else:
-        channel = grpc.secure_channel(endpoint, credentials, options)
+        channel = grpc.secure_channel(endpoint, tls.credentials(), [*options, *tls.options()])
     if wait_ready_seconds is not None:
         try:
             grpc.channel_ready_future(channel).result(timeout=wait_ready_seconds)
@@ -44,17 +46,19 @@ def open_channel(
 async def open_async_channel(
     endpoint: str,
     *,
-    credentials: grpc.ChannelCredentials | None = None,
+    tls: ChannelTls | None = None,
     message_bytes: int = DEFAULT_MESSAGE_BYTES,
     wait_ready_seconds: float | None = None,
 ) -> grpc.aio.Channel:
     """The same for asyncio."""
     options = channel_options(message_bytes, SILENCE_SECONDS)
     interceptors = [_AsyncUnaryUnary(), _AsyncUnaryStream(), _AsyncStreamUnary(), _AsyncStreamStream()]
-    if credentials is None:
+    if tls is None:
         channel = grpc.aio.insecure_channel(endpoint, options, interceptors=interceptors)
     else:
-        channel = grpc.aio.secure_channel(endpoint, credentials, options, interceptors=interceptors)
+        channel = grpc.aio.secure_channel(
+            endpoint, tls.credentials(), [*options, *tls.options()], interceptors=interceptors
+        )
     if wait_ready_seconds is not None:
         try:
             await asyncio.wait_for(channel.channel_ready(), wait_ready_seconds)
@@ -66,7 +70,8 @@ async def open_async_channel(
 
 def _not_ready(endpoint: str, seconds: float) -> UnavailableError:
     return UnavailableError(
-        f"no service answers at {endpoint} (waited {seconds:g} s): is it running, is the address right?"
+        f"no service answers at {endpoint} (waited {seconds:g} s): is it running, is the address right? Where TLS "
+        "is used, both ends need certificates of one authority that have not ended."
     )
 
 

@@ -19,6 +19,7 @@ from tensorguard.observability.logging import frames_of
 from tensorguard.rpc.authorisation import Call, Rule
 from tensorguard.rpc.request_id import REQUEST_ID_KEY, accepted_request_id
 from tensorguard.rpc.status import public_error, wire_form
+from tensorguard.rpc.tls import peer_of
 
 log = structlog.get_logger(__name__)
 
@@ -36,11 +37,16 @@ class _Gate:
     def is_open(method: str) -> bool:
         return method.startswith(OPEN_SERVICES)
 
-    def authorise(self, method: str, metadata: Mapping[str, str | bytes]) -> None:
+    def authorise(
+        self,
+        method: str,
+        metadata: Mapping[str, str | bytes],
+        context: grpc.ServicerContext | grpc.aio.ServicerContext[Any, Any],
+    ) -> None:
         rule = self._table.get(method)
         if rule is None:
             raise PermissionDeniedError("this method is not offered here")
-        rule.check(Call(method, metadata))
+        rule.check(Call(method, metadata, peer_of(context.auth_context())))
 
 
 def _metadata(context: grpc.ServicerContext | grpc.aio.ServicerContext[Any, Any]) -> dict[str, str | bytes]:
@@ -113,7 +119,7 @@ class SyncGuard(grpc.ServerInterceptor):
             metadata = _metadata(context)
             with _bound(method, metadata):
                 try:
-                    gate.authorise(method, metadata)
+                    gate.authorise(method, metadata, context)
                     return function(request, context)
                 except Exception as error:
                     if isinstance(error, grpc.RpcError) and not context.is_active():
@@ -124,7 +130,7 @@ class SyncGuard(grpc.ServerInterceptor):
             metadata = _metadata(context)
             with _bound(method, metadata):
                 try:
-                    gate.authorise(method, metadata)
+                    gate.authorise(method, metadata, context)
                     yield from function(request, context)
                 except Exception as error:
                     if isinstance(error, grpc.RpcError) and not context.is_active():
@@ -162,7 +168,7 @@ class AsyncGuard(grpc.aio.ServerInterceptor):
             metadata = _metadata(context)
             with _bound(method, metadata):
                 try:
-                    gate.authorise(method, metadata)
+                    gate.authorise(method, metadata, context)
                     return await function(request, context)
                 except Exception as error:
                     await refuse(context, error)
@@ -171,7 +177,7 @@ class AsyncGuard(grpc.aio.ServerInterceptor):
             metadata = _metadata(context)
             with _bound(method, metadata):
                 try:
-                    gate.authorise(method, metadata)
+                    gate.authorise(method, metadata, context)
                     async for response in function(request, context):
                         yield response
                 except Exception as error:

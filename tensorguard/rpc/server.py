@@ -15,7 +15,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -53,6 +53,15 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class Listener:
+    """A further address of a server."""
+
+    address: str
+    credentials: grpc.ServerCredentials
+    listen_option: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServerOptions:
     """Where and how to serve.
 
@@ -61,6 +70,9 @@ class ServerOptions:
     reflection: lists and describes the services to anyone who asks; for development.
     listen_option: what the user sets to choose another address, named in errors.
     plaintext_network: permits other than loopback addresses without TLS, for private container networks.
+    credentials: TLS (`tensorguard.rpc.tls.server_credentials`); plaintext without.
+    further: a second address of the same services with credentials of its own. A rule sees which one a caller used by
+        whether there is a certificate.
     """
 
     address: str
@@ -70,13 +82,22 @@ class ServerOptions:
     credentials: grpc.ServerCredentials | None = None
     listen_option: str = "--listen"
     plaintext_network: bool = False
+    further: Listener | None = None
 
 
 class Server:
     """A synchronous server with its health service."""
 
-    def __init__(self, server: grpc.Server, address: str, status: health.HealthServicer, names: list[str]) -> None:
+    def __init__(
+        self,
+        server: grpc.Server,
+        address: str,
+        status: health.HealthServicer,
+        names: list[str],
+        further_address: str = "",
+    ) -> None:
         self._server, self.address, self._health, self._names = server, address, status, names
+        self.further_address = further_address
 
     def start(self) -> None:
         """Begin to serve and report SERVING."""
@@ -98,8 +119,11 @@ class Server:
 class AsyncServer:
     """An asyncio server with its health service."""
 
-    def __init__(self, server: grpc.aio.Server, address: str, status: Any, names: list[str]) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, address: str, status: Any, names: list[str], further_address: str = ""
+    ) -> None:
         self._server, self.address, self._health, self._names = server, address, status, names
+        self.further_address = further_address
 
     async def start(self) -> None:
         """Begin to serve and report SERVING."""
@@ -133,7 +157,7 @@ def build_server(services: Sequence[Service], options: ServerOptions) -> Server:
     )
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     names = _add_services(server, services, options)
-    return Server(server, _bind(server, options), status, names)
+    return Server(server, _bind(server, options), status, names, _bind_further(server, options))
 
 
 def build_async_server(services: Sequence[Service], options: ServerOptions) -> AsyncServer:
@@ -143,7 +167,7 @@ def build_async_server(services: Sequence[Service], options: ServerOptions) -> A
     status = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     names = _add_services(server, services, options)
-    return AsyncServer(server, _bind(server, options), status, names)
+    return AsyncServer(server, _bind(server, options), status, names, _bind_further(server, options))
 
 
 def serve_until_signalled(server: Server, on_stop: Callable[[], None] = lambda: None, grace: float = 2.0) -> None:
@@ -218,6 +242,15 @@ def _handler(service: Service, method: MethodDescriptor) -> Any:
         serialise = message_factory.GetMessageClass(method.output_type).SerializeToString
     make: Any = makers[method.client_streaming, method.server_streaming]
     return make(behaviour, parse, serialise)
+
+
+def _bind_further(server: Any, options: ServerOptions) -> str:
+    """Bind the further address, if there is one; what clients use, else an empty text."""
+    more = options.further
+    if more is None:
+        return ""
+    option = more.listen_option
+    return _bind(server, replace(options, address=more.address, credentials=more.credentials, listen_option=option))
 
 
 def _bind(server: Any, options: ServerOptions) -> str:

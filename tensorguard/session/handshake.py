@@ -18,10 +18,12 @@ from tensorguard.errors import TenSafeError
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.result import AttestationResult
 from tensorguard.evidence.workload import Workload
+from tensorguard.rpc.certificates import ServiceName
 from tensorguard.rpc.channel import open_channel
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2, he_lora_pb2_grpc
 from tensorguard.rpc.options import is_loopback
 from tensorguard.rpc.status import from_rpc_error
+from tensorguard.rpc.tls import ChannelTls
 from tensorguard.session.shared_memory import SharedRegion, offer_region
 from tensorguard.session.transcript import NONCE_BYTES, SessionTranscript, split_basis
 
@@ -60,7 +62,12 @@ class HostHandshake:
         AuthenticationError.
         """
         token, verifier = workload.token(), workload.client.verifier()
-        channel = open_channel(endpoint, wait_ready_seconds=connect_seconds, silence_seconds=silence_seconds)
+        channel = open_channel(
+            endpoint,
+            tls=_tls_to_coprocessor(workload),
+            wait_ready_seconds=connect_seconds,
+            silence_seconds=silence_seconds,
+        )
         try:
             host_nonce = os.urandom(NONCE_BYTES)
             answer = _call(
@@ -189,6 +196,14 @@ class HostHandshake:
     @property
     def _stub(self) -> he_lora_pb2_grpc.HeLoraServiceStub:
         return he_lora_pb2_grpc.HeLoraServiceStub(self.channel)
+
+
+def _tls_to_coprocessor(workload: Workload) -> ChannelTls | None:
+    """As the attested host, to a coprocessor of its tenant; None where the attestor is reached without TLS, too."""
+    tls = workload.client.tls
+    if tls is None:
+        return None
+    return ChannelTls(tls.authority, ServiceName(Role.COPROCESSOR.value, workload.tenant), tls.identity())
 
 
 def _call(method: Callable[..., _Response], request: object, endpoint: str, timeout_seconds: float) -> _Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, Table, Text
 
-VERSION = "0001"
+VERSION = "0002"
 """Newest migration: the schema that this code works with."""
 
 _METADATA = MetaData()
@@ -45,7 +45,18 @@ SIGNING_KEYS = _table(
     _text("thumbprint"),
     _integer("created_at"),
     Column("wrapped_key", LargeBinary, nullable=False),
+    _integer("signs_from"),
 )
+"""A key verifies from `created_at`, and signs from `signs_from` until that of the next one."""
+AUTHORITY = _table(
+    "authority",
+    Column("certificate", LargeBinary, nullable=False),
+    _integer("created_at"),
+    Column("wrapped_key", LargeBinary, nullable=False),
+)
+"""One row: certificate (DER) and key of the authority that certifies services."""
+ENROLMENTS = _table("enrolments", _text("sha256"), _text("role"), _text("tenant"), _integer("expires_at"))
+"""Secrets that are good for one certificate each."""
 POLICIES = _table(
     "policies", _text("policy_id"), _integer("version"), _text("sha256"), _text("document"), _integer("loaded_at")
 )

@@ -11,16 +11,19 @@ from types import TracebackType
 from sqlalchemy import select
 
 from tensorguard.errors import ConfigurationError
-from tensorguard.evidence.keys import KeySet
+from tensorguard.evidence.keys import AttestorKey, KeySet
+from tensorguard.rpc.certificates import ServiceName
 from tensorguard.store import audit_head
 from tensorguard.store.audit import AuditLog, head_of, verify_newest
 from tensorguard.store.audit_head import HeadKeeper, RollbackError, check_not_set_back
+from tensorguard.store.authority import load_or_create_authority, rewrap_authority
 from tensorguard.store.database import Database
+from tensorguard.store.enrolments import create_enrolment
 from tensorguard.store.key_encryption import open_key_encryption_key
 from tensorguard.store.packages import PackageKeyRegistry, rewrap_packages
 from tensorguard.store.schema import AUDIT
 from tensorguard.store.secrets import Secrets, key_of, name_key
-from tensorguard.store.signing_keys import load_or_create_keys, rewrap_signing_keys
+from tensorguard.store.signing_keys import SigningKeys, rewrap_signing_keys
 
 _EARLIER_FILES = ("packages.sqlite3", "leases.sqlite3", "signing-key.pem", "audit.jsonl")
 
@@ -56,9 +59,10 @@ class AttestorState:
         self.database = Database.open(location.database_url, self.directory)
         try:
             self._secrets = self._open_secrets(location)
+            self.keys = SigningKeys(self.database, self._secrets, clock=clock)
+            self.key = self.keys.current
             with self.database.writing() as connection:
-                self._keys = load_or_create_keys(connection, self._secrets, int(clock()))
-            self.key = self._keys[0]
+                self.authority = load_or_create_authority(connection, self._secrets, int(clock()))
             self._heads = HeadKeeper([self.directory / audit_head.FILE_NAME, *location.witnesses])
             self.audit = AuditLog(self.database, self.key, self._heads, clock=clock)
             if accept_rollback is None:
@@ -85,7 +89,26 @@ class AttestorState:
 
     def key_set(self) -> KeySet:
         """Public halves of all keys that ever signed tokens and audit records here."""
-        return KeySet(key.private_key.public_key() for key in self._keys)
+        return self.keys.ever()
+
+    def rotate_signing_key(self, overlap_seconds: int) -> AttestorKey:
+        """Announce a new signing key, which signs once the overlap is over; attestors that run take it by themselves.
+
+        Raises ConfigurationError while another one is announced.
+        """
+        signs_from = int(self._clock()) + overlap_seconds
+        fields: dict[str, object] = {"signs_from": signs_from}
+        with self.audit.recording("rotate_signing_key", fields) as connection:
+            key = self.keys.rotate(connection, signs_from)
+            fields["new"] = key.thumbprint
+        return key
+
+    def enrol(self, name: ServiceName, life_seconds: int) -> str:
+        """A secret that gets one certificate with this name, once. Raises ConfigurationError for attested roles."""
+        expires_at = int(self._clock()) + life_seconds
+        fields = {"role": name.role, "tenant": name.tenant, "expires_at": expires_at}
+        with self.audit.recording("enrolment", fields) as connection:
+            return create_enrolment(connection, name, expires_at=expires_at)
 
     def rotate_key_encryption_key(self, name: str) -> int:
         """Wrap all secrets under the key that `name` stands for, in one transaction with its audit record; how many.
@@ -99,12 +122,14 @@ class AttestorState:
         fields = {"old": self._secrets.key.id, "new": new.key.id, "secrets": 0}
         with self.audit.recording("rotate_key_encryption_key", fields) as connection:
             self._secrets.check(connection)
-            count = rewrap_packages(connection, self._secrets, new) + rewrap_signing_keys(
-                connection, self._secrets, new
+            count = sum(
+                rewrap(connection, self._secrets, new)
+                for rewrap in (rewrap_packages, rewrap_signing_keys, rewrap_authority)
             )
             name_key(connection, new.key)
             fields["secrets"] = count
         self._secrets = new
+        self.keys = SigningKeys(self.database, new, clock=self._clock)
         self.packages = PackageKeyRegistry(self.database, new, self.audit, clock=self._clock)
         return count
 

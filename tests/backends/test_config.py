@@ -113,6 +113,7 @@ def test_a_base_model_alone_is_a_configuration() -> None:
         ({"coprocessor_endpoint": "c:1"}, "attestor_endpoint"),
         ({"coprocessor_endpoint": "c:1", "attestor_endpoint": "a:1"}, "publisher_keys"),
         ({"attestor_endpoint": "a:1"}, "coprocessor_endpoint"),
+        ({"attestor_authority": "authority.pem"}, "attestor_authority"),
         ({"enable_he_lora": False}, "tssp_package_path"),
         ({"enable_he_lora": False, "tssp_package_path": None, "adapters": ["a.tssp"]}, "adapters"),
         ({"adapters": ["/nowhere/b.tssp"]}, "adapters"),

@@ -11,8 +11,10 @@ import pytest
 from tensorguard.cli.main import run
 from tensorguard.errors import InvalidInputError
 from tensorguard.evidence.keys import AttestorKey
+from tensorguard.rpc.certificates import ServiceName
 from tensorguard.store.audit_head import AuditHead
 from tensorguard.store.database import FILE_NAME
+from tensorguard.store.enrolments import use_enrolment
 from tensorguard.store.revocations import RevocationKind, Subject, revocations
 from tensorguard.store.state import AttestorState
 
@@ -91,6 +93,35 @@ def test_rotation_of_the_key_encryption_key(folder: Path, monkeypatch: pytest.Mo
     assert run(["audit", "verify"]) == 2
     monkeypatch.setenv("TENSAFE_ATTESTOR_KEY_ENCRYPTION_KEY", f"file:{folder}/new")
     assert run(["audit", "verify"]) == 0
+
+
+def test_rotation_of_the_signing_key(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with AttestorState.open(folder) as state:
+        old = state.key.thumbprint
+    assert run(["attestor", "rotate-signing-key", "--overlap-hours", "2"]) == 0
+    output = capsys.readouterr().out
+    with AttestorState.open(folder) as state:
+        names = state.keys.valid().thumbprints
+        assert names[0] == old == state.keys.current.thumbprint and f"{old},{names[1]}" in output
+    assert run(["audit", "verify"]) == 0
+    assert run(["attestor", "rotate-signing-key"]) == 2
+    assert "announced" in capsys.readouterr().err
+
+
+def test_the_authority_and_an_enrolment(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["attestor", "authority"]) == 0
+    shown = capsys.readouterr().out.encode()
+    assert run(["attestor", "authority", "--output", str(tmp_path / "authority.pem")]) == 0
+    assert (tmp_path / "authority.pem").read_bytes() == shown
+    capsys.readouterr()
+    assert run(["attestor", "enrol"]) == 0
+    secret = capsys.readouterr().out.strip()
+    with AttestorState.open(folder) as state:
+        assert state.authority.pem == shown
+        with state.database.writing() as connection:
+            assert use_enrolment(connection, secret, 0) == ServiceName("gateway")
+    assert run(["attestor", "enrol", "--role", "coprocessor"]) == 2
+    assert "attested" in capsys.readouterr().err
 
 
 def test_revocation_is_on_record(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,9 +23,9 @@ def test_key_set_round_trip() -> None:
 def test_pin_keeps_one_key_only() -> None:
     ours, theirs = AttestorKey.generate(), AttestorKey.generate()
     both = KeySet([ours.private_key.public_key(), theirs.private_key.public_key()])
-    assert both.only(ours.thumbprint).thumbprints == (ours.thumbprint,)
+    assert both.only([ours.thumbprint]).thumbprints == (ours.thumbprint,)
     with pytest.raises(TokenError):
-        theirs.key_set().only(ours.thumbprint)
+        theirs.key_set().only([ours.thumbprint])
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,17 @@ def between(world: World) -> Iterator[tuple[Intruder, str]]:
             server.stop(0)
 
 
-def open_session(world: World, address: str) -> CoprocessorSession:
+def open_session(world: World, address: str, workload: Workload | None = None) -> CoprocessorSession:
     options = SessionOptions(reply_seconds=60.0, shared_memory_bytes=0)
-    return CoprocessorSession.open(address, world.workload(), verify_keys=[world.publisher.public], options=options)
+    host = workload or world.workload()
+    return CoprocessorSession.open(address, host, verify_keys=[world.publisher.public], options=options)
+
+
+def two_tokens(workload: Workload) -> tuple[str, str]:
+    """An earlier one and the present one, for the same attested key; both are valid."""
+    earlier = workload.token()
+    workload._expires_at = 0
+    return earlier, workload.token()
 
 
 def test_unchanged_messages_open_a_session_between_the_two(world: World) -> None:
@@ -160,6 +168,21 @@ def test_a_host_opens_no_session_with_swapped_tokens(world: World, change: Chang
         with pytest.raises(error) as caught:
             open_session(world, address)
         assert caught.value.reason == error.reason
+
+
+@pytest.mark.parametrize("whose", ["host", "coprocessor"])
+def test_an_earlier_token_of_the_same_workload_is_another_token(world: World, whose: str) -> None:
+    """The attested keys are the same; what the tokens say of policy and package need not be."""
+    host = world.workload()
+    earlier, _ = two_tokens(host if whose == "host" else world.coprocessor.servicer._workload)
+
+    def swap(_: Intruder, message: Any) -> None:
+        setattr(message, f"{whose}_token", earlier)
+
+    with between(world) as (intruder, address):
+        intruder.on[pb.BeginSessionRequest if whose == "host" else pb.BeginSessionResponse] = swap
+        with pytest.raises(AuthenticationError):
+            open_session(world, address, host)
 
 
 def test_a_host_opens_no_session_that_was_begun_for_another(world: World) -> None:
@@ -230,12 +253,13 @@ def test_a_ckks_key_of_another_session_is_refused(world: World) -> None:
     def replay(_: Intruder, request: pb.CompleteSessionRequest) -> None:
         request.public_key, request.signature = kept[0].public_key, kept[0].signature
 
+    host = world.workload()
     with between(world) as (intruder, address):
         intruder.on[pb.CompleteSessionRequest] = keep
-        open_session(world, address).close()
+        open_session(world, address, host).close()
         intruder.on[pb.CompleteSessionRequest] = replay
         with pytest.raises(AuthenticationError):
-            open_session(world, address)
+            open_session(world, address, host)
 
 
 # The basis

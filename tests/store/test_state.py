@@ -59,7 +59,7 @@ def test_works_with_either_database(folder: Path, database_url: str) -> None:
         register(state)
     with AttestorState.open(folder, database_url=database_url) as state:
         assert content_key(state) == KEY
-        assert state.rotate_key_encryption_key(f"file:{folder}/kek2") == 2
+        assert state.rotate_key_encryption_key(f"file:{folder}/kek2") == 3
     with AttestorState.open(folder, database_url=database_url, key_encryption_key=f"file:{folder}/kek2") as state:
         assert content_key(state) == KEY
 
@@ -88,10 +88,10 @@ def test_rotation_wraps_everything_anew_and_is_recorded(folder: Path) -> None:
     with AttestorState.open(folder) as state:
         register(state)
         register(state, 2)
-        assert state.rotate_key_encryption_key(f"file:{folder}/new") == 3
+        assert state.rotate_key_encryption_key(f"file:{folder}/new") == 4
         assert content_key(state, 2) == KEY
         last = events(state)[-1]
-        assert (last["event"], last["secrets"]) == ("rotate_key_encryption_key", 3)
+        assert (last["event"], last["secrets"]) == ("rotate_key_encryption_key", 4)
     with pytest.raises(ConfigurationError, match="wrapped under the key-encryption key"):
         AttestorState.open(folder)
     (folder / "kek").unlink()

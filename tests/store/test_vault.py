@@ -40,7 +40,7 @@ def test_wraps_and_unwraps_bound_to_the_context(vault: FakeVault) -> None:
 def test_an_attestor_keeps_its_keys_there(vault: FakeVault, folder: Path) -> None:
     with AttestorState.open(folder) as state:
         state.packages.register("1" * 64, "acme", "law", 1, "2" * 32, SECRET, 10, 2_000_000_000)
-        assert state.rotate_key_encryption_key(name(vault)) == 2
+        assert state.rotate_key_encryption_key(name(vault)) == 3
     with AttestorState.open(folder, key_encryption_key=name(vault)) as state:
         assert state.packages.lookup("acme", "law", 1, "1" * 64).content_key == SECRET
     assert {path for path, _ in vault.requests} == {"/v1/transit/encrypt/tensafe", "/v1/transit/decrypt/tensafe"}

@@ -21,6 +21,7 @@ from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.development import DevelopmentState, initialise_development_state
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.simulated.collector import SimulatedPlatform
+from tensorguard.evidence.tls import CertifiedKey
 from tensorguard.evidence.workload import Workload
 from tensorguard.package.envelope import VerifiedManifest
 from tensorguard.package.writer import pack_adapter
@@ -43,13 +44,16 @@ class World:
     publisher: SigningKeys
     package: VerifiedManifest
     tensors: dict[str, npt.NDArray[np.float32]]
+    authority: Path | None = None
+    """Certificate of the attestor's authority, where everything uses TLS."""
 
     @property
     def endpoint(self) -> str:
         return self.coprocessor.server.address
 
     def client(self) -> AttestorClient:
-        return AttestorClient(self.attestor, thumbprint=self.state.attestor_thumbprint)
+        tls = None if self.authority is None else CertifiedKey.read(self.authority)
+        return AttestorClient(self.attestor, thumbprint=self.state.attestor_thumbprint, tls=tls)
 
     def workload(self, role: Role = Role.INFERENCE, package_id: str = "") -> Workload:
         platform = SimulatedPlatform(self.state.simulated_root_key)
@@ -74,8 +78,9 @@ class World:
 class RestartableAttestor:
     """An attestor that can be away for a while, and comes back at the same address."""
 
-    def __init__(self, state: DevelopmentState) -> None:
+    def __init__(self, state: DevelopmentState, *, tls: bool = False) -> None:
         self._state = state
+        self._tls = tls
         self.address = "127.0.0.1:0"
         self.start()
 
@@ -86,6 +91,7 @@ class RestartableAttestor:
                 policy_file=self._state.policy_file,
                 listen=self.address,
                 simulated_root_public_key=self._state.simulated_root_public_key,
+                mutual_listen="127.0.0.1:0" if self._tls else None,
                 _cli_parse_args=[],
             )
         )
@@ -98,8 +104,8 @@ class RestartableAttestor:
 
 
 @contextmanager
-def running_attestor(state: DevelopmentState) -> Iterator[str]:
-    attestor = RestartableAttestor(state)
+def running_attestor(state: DevelopmentState, *, tls: bool = False) -> Iterator[str]:
+    attestor = RestartableAttestor(state, tls=tls)
     try:
         yield attestor.address
     finally:
@@ -114,10 +120,12 @@ def running_world(
     tokens_per_grant: int = 65_536,
     tokens_per_release: int = 100_000_000,
     mode: Literal["factored", "full"] = "factored",
-    attestor_of: Callable[[DevelopmentState], AbstractContextManager[str]] = running_attestor,
+    tls: bool = False,
+    attestor_of: Callable[..., AbstractContextManager[str]] = running_attestor,
     **settings: Any,
 ) -> Iterator[World]:
-    """The adapter is packed in `mode`; `attestor_of` runs the attestor; `settings` go to the coprocessor."""
+    """The adapter is packed in `mode`; with `tls` everything uses it; `attestor_of` runs the attestor; `settings` go
+    to the coprocessor."""
     state = initialise_development_state(
         folder / "state",
         TENANT,
@@ -141,9 +149,14 @@ def running_world(
         key_registrar=AttestorState.open(state.state_dir).packages.register,
         mode=mode,
     )
-    with attestor_of(state) as attestor:
+    authority = None
+    if tls:
+        authority = settings["attestor_authority"] = folder / "authority.pem"
+        with AttestorState.open(state.state_dir) as opened:
+            authority.write_bytes(opened.authority.pem)
+    with attestor_of(state, tls=True) if tls else attestor_of(state) as attestor:
         configured, coprocessor = start_coprocessor(state, attestor, [folder / "adapter.tssp"], [public], **settings)
-        world = World(folder, state, attestor, configured, coprocessor, publisher, package, tensors)
+        world = World(folder, state, attestor, configured, coprocessor, publisher, package, tensors, authority)
         try:
             yield world
         finally:  # a test may have put another one in its place

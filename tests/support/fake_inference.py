@@ -8,6 +8,8 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
+
 from tensorguard.errors import (
     AuthenticationError,
     BudgetExhaustedError,
@@ -142,12 +144,14 @@ def _chunk(chat: bool, model: str, word: str) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def running_fake(rule: Rule = PUBLIC) -> AsyncIterator[tuple[FakeInference, str]]:
+async def running_fake(
+    rule: Rule = PUBLIC, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[tuple[FakeInference, str]]:
     """A served fake and its address."""
     fake = FakeInference()
     descriptor = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
     service = Service(descriptor, fake, {method.name: rule for method in descriptor.methods})
-    server = build_async_server([service], ServerOptions(address="127.0.0.1:0"))
+    server = build_async_server([service], ServerOptions(address="127.0.0.1:0", credentials=credentials))
     await server.start()
     try:
         yield fake, server.address

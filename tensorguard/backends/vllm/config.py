@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tensorguard.backends.vllm.options import NAME_PATTERN, EngineOptions, check_engine_options
 from tensorguard.crypto.signatures import VerifyingKeys
 from tensorguard.errors import ConfigurationError, NotFoundError
+from tensorguard.evidence.tls import CertifiedKey
 from tensorguard.session.options import SessionOptions
 
 BaseNameAnswers = Literal["base", "adapter"]
@@ -34,7 +35,13 @@ class AdapterConnection(BaseModel):
     attestor_endpoint: str = Field(min_length=1)
     """host:port or unix:path of the tenant's attestor."""
     attestor_thumbprint: str | None = None
-    """RFC 7638 thumbprint of the attestor's signing key. Without it the first key seen is trusted."""
+    """RFC 7638 thumbprint of the attestor's signing key, or several with commas. Without it the first key seen is
+    trusted."""
+    attestor_authority: Path | None = None
+    """Certificate (PEM) of the attestor's authority: attestor and coprocessor are reached with mutual TLS, and must be
+    those that it certified. Without it both are reached in plaintext."""
+    attestor_authority_pem: str | None = None
+    """The same as text, for callers on another machine."""
     tenant: str = "default"
     publisher_keys: tuple[Path, ...] = ()
     """Public key files, one of which must have signed the adapter's manifest."""
@@ -52,6 +59,12 @@ class AdapterConnection(BaseModel):
         if not self.publisher_keys and not self.publisher_pems:
             raise ValueError("publisher_keys: give at least one, of who packed the adapter")
         return self
+
+    def make_tls_key(self) -> CertifiedKey | None:
+        """A new TLS key for this connection, None for plaintext. Raises ConfigurationError for a bad authority."""
+        if self.attestor_authority is not None:
+            return CertifiedKey.read(self.attestor_authority)
+        return None if self.attestor_authority_pem is None else CertifiedKey(self.attestor_authority_pem.encode())
 
     def read_publisher_keys(self) -> list[VerifyingKeys]:
         """Raises ConfigurationError for a file or text that is no public key."""
@@ -110,7 +123,9 @@ class TenSafeVLLMConfig(EngineOptions):
     attestor_endpoint: str | None = None
     """gRPC endpoint of the tenant's attestor; None starts one as a separate process."""
     attestor_thumbprint: str | None = None
-    """RFC 7638 thumbprint the attestor's signing key must have."""
+    """RFC 7638 thumbprint the attestor's signing key must have, or several with commas."""
+    attestor_authority: Path | None = None
+    """Certificate (PEM) of the attestor's authority: the services given by endpoint are reached with mutual TLS."""
     publisher_keys: tuple[Path, ...] = ()
     """Public key files, one of which must have signed the package. Needed with `coprocessor_endpoint`; embedded
     services also know the keys that `tensafe pack` remembered in `state_dir`."""
@@ -172,6 +187,8 @@ class TenSafeVLLMConfig(EngineOptions):
             raise ConfigurationError(
                 "coprocessor_endpoint and attestor_endpoint go together; leave both out for embedded ones"
             )
+        if self.attestor_authority is not None and self.attestor_endpoint is None:
+            raise ConfigurationError("attestor_authority is for services given by endpoint; leave it out")
         if self.coprocessor_endpoint is not None and not self.publisher_keys:
             raise ConfigurationError(
                 "coprocessor_endpoint needs publisher_keys: the public key file of who packed the adapter, to verify "

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy.typing as npt
 import structlog
@@ -122,7 +123,11 @@ class Connector:
         """
         platform, identity, model = self._this_host()
         with ExitStack() as resources:
-            client = AttestorClient(connection.attestor_endpoint, thumbprint=connection.attestor_thumbprint)
+            client = AttestorClient(
+                connection.attestor_endpoint,
+                thumbprint=connection.attestor_thumbprint,
+                tls=connection.make_tls_key(),
+            )
             resources.callback(client.close)
             workload = Workload(client, identity, platform, role=Role.INFERENCE, tenant=connection.tenant)
             options = SessionOptions(
@@ -165,7 +170,17 @@ class Connector:
             return self._host
 
 
-def host_platform(settings: WorkerSettings) -> Platform:
+class HostSettings(Protocol):
+    """What decides how a host attests."""
+
+    @property
+    def simulated_root_key(self) -> Path | None: ...
+
+    @property
+    def require_attestation(self) -> bool: ...
+
+
+def host_platform(settings: HostSettings) -> Platform:
     """What collects evidence about this process. Raises EvidenceRefusedError where nothing permitted can."""
     if settings.simulated_root_key is not None and not settings.require_attestation:
         return SimulatedPlatform(settings.simulated_root_key)

@@ -102,6 +102,7 @@ class AdapterSources:
             coprocessor_endpoint=config.coprocessor_endpoint,
             attestor_endpoint=config.attestor_endpoint,
             attestor_thumbprint=config.attestor_thumbprint,
+            attestor_authority=config.attestor_authority,
             tenant=config.tenant,
             publisher_keys=config.publisher_keys,
             expected_digest=digest,

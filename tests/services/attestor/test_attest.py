@@ -282,10 +282,15 @@ def test_a_pin_keeps_other_keys_out(bench: Bench, monkeypatch: pytest.MonkeyPatc
     theirs = json.loads(bench.client().jwks().to_jwks())
     both = json.dumps({"keys": [*theirs["keys"], *json.loads(mine.key_set().to_jwks())["keys"]]})
     client = bench.client()
-    answer = pb.GetKeysResponse(jwks=both.encode(), thumbprint=mine.thumbprint)
+    answer = pb.GetKeysResponse(jwks=both.encode(), thumbprint=bench.state.attestor_thumbprint)
     monkeypatch.setattr(client._stub, "GetKeys", lambda *_, **__: answer)
     assert client.jwks().thumbprints == (bench.state.attestor_thumbprint,)
     assert client.attestor_thumbprint == bench.state.attestor_thumbprint
+    answer.thumbprint = mine.thumbprint
+    client = bench.client()
+    monkeypatch.setattr(client._stub, "GetKeys", lambda *_, **__: answer)
+    with pytest.raises(TokenError, match="not pinned"):
+        client.jwks()
 
 
 def test_a_token_for_other_keys_is_not_taken(

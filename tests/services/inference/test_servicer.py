@@ -13,7 +13,7 @@ from services.inference import servicer as module
 from services.inference.servicer import InferenceServicer, connection_of, rules
 from tensorguard.backends.vllm.config import AdapterConnection
 from tensorguard.backends.vllm.routing import ModelRoute, ServedAdapter
-from tensorguard.errors import InvalidInputError, NotFoundError, PackageError, TenSafeError
+from tensorguard.errors import ConfigurationError, InvalidInputError, NotFoundError, PackageError, TenSafeError
 from tensorguard.rpc.generated.tensafe.inference.v1 import inference_pb2 as pb2
 from tensorguard.rpc.generated.tensafe.inference.v1 import inference_pb2_grpc
 from tensorguard.rpc.server import ServerOptions, Service, build_async_server
@@ -163,3 +163,7 @@ def test_a_malformed_connection_is_refused_by_name(changes: dict[str, Any], name
 
 def test_nobody_can_make_the_service_read_a_file() -> None:
     assert connection_of(attach(publisher_keys=["/etc/passwd"]).adapter).publisher_keys == ()
+    connection = connection_of(attach(attestor_authority="/etc/passwd").adapter)
+    assert connection.attestor_authority is None
+    with pytest.raises(ConfigurationError, match="tensafe attestor authority"):
+        connection.make_tls_key()

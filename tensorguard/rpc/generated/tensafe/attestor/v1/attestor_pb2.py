@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tensafe/attestor/v1/attestor.proto\x12\x13tensafe.attestor.v1\"\x10\n\x0eGetKeysRequest\"3\n\x0fGetKeysResponse\x12\x0c\n\x04jwks\x18\x01 \x01(\x0c\x12\x12\n\nthumbprint\x18\x02 \x01(\t\"\x14\n\x12\x43reateNonceRequest\"8\n\x13\x43reateNonceResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\"\xf8\x01\n\rAttestRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x15\n\revidence_kind\x18\x02 \x01(\t\x12\x10\n\x08\x65vidence\x18\x03 \x01(\x0c\x12\x13\n\x0bsigning_key\x18\x04 \x01(\x0c\x12\x10\n\x08hpke_key\x18\x05 \x01(\x0c\x12\x0f\n\x07tls_key\x18\x06 \x01(\x0c\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\'\n\x04role\x18\x08 \x01(\x0e\x32\x19.tensafe.attestor.v1.Role\x12\x12\n\npackage_id\x18\t \x01(\t\x12\x14\n\x0c\x65ndorsements\x18\n \x03(\x0c\x12\x14\n\x0cgpu_evidence\x18\x0b \x01(\x0c\"3\n\x0e\x41ttestResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\"\xa2\x01\n\x11ReleaseKeyRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\x0c\x12\x12\n\npackage_id\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x15\n\rtokens_wanted\x18\x05 \x01(\x04\x12\x11\n\tsignature\x18\x06 \x01(\x0c\x12\x15\n\rrequest_nonce\x18\x07 \x01(\x0c\"l\n\x12ReleaseKeyResponse\x12\x12\n\nsealed_key\x18\x01 \x01(\x0c\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x18\n\x10lease_expires_at\x18\x03 \x01(\x03\x12\x16\n\x0etokens_granted\x18\x04 \x01(\x04\"\x8a\x01\n\x11RenewLeaseRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x13\n\x0btokens_used\x18\x03 \x01(\x04\x12\x15\n\rtokens_wanted\x18\x04 \x01(\x04\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x15\n\rrequest_nonce\x18\x06 \x01(\x0c\"F\n\x12RenewLeaseResponse\x12\x18\n\x10lease_expires_at\x18\x01 \x01(\x03\x12\x16\n\x0etokens_granted\x18\x02 \x01(\x04\"a\n\x17WatchRevocationsRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x15\n\rrequest_nonce\x18\x03 \x01(\x0c\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x04\"c\n\x18WatchRevocationsResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x12\n\npackage_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x11\n\tworkloads\x18\x04 \x03(\t\"\x12\n\x10GetStatusRequest\"\x8f\x01\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\t\x12\x13\n\x0bpolicy_hash\x18\x03 \x01(\t\x12\x16\n\x0e\x65vidence_kinds\x18\x04 \x03(\t\x12\x15\n\raudit_records\x18\x05 \x01(\x04\x12\x12\n\naudit_head\x18\x06 \x01(\t*F\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x12\n\x0eROLE_INFERENCE\x10\x01\x12\x14\n\x10ROLE_COPROCESSOR\x10\x02\x32\xa9\x05\n\x0f\x41ttestorService\x12T\n\x07GetKeys\x12#.tensafe.attestor.v1.GetKeysRequest\x1a$.tensafe.attestor.v1.GetKeysResponse\x12`\n\x0b\x43reateNonce\x12\'.tensafe.attestor.v1.CreateNonceRequest\x1a(.tensafe.attestor.v1.CreateNonceResponse\x12Q\n\x06\x41ttest\x12\".tensafe.attestor.v1.AttestRequest\x1a#.tensafe.attestor.v1.AttestResponse\x12]\n\nReleaseKey\x12&.tensafe.attestor.v1.ReleaseKeyRequest\x1a\'.tensafe.attestor.v1.ReleaseKeyResponse\x12]\n\nRenewLease\x12&.tensafe.attestor.v1.RenewLeaseRequest\x1a\'.tensafe.attestor.v1.RenewLeaseResponse\x12q\n\x10WatchRevocations\x12,.tensafe.attestor.v1.WatchRevocationsRequest\x1a-.tensafe.attestor.v1.WatchRevocationsResponse0\x01\x12Z\n\tGetStatus\x12%.tensafe.attestor.v1.GetStatusRequest\x1a&.tensafe.attestor.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"tensafe/attestor/v1/attestor.proto\x12\x13tensafe.attestor.v1\"\x10\n\x0eGetKeysRequest\"3\n\x0fGetKeysResponse\x12\x0c\n\x04jwks\x18\x01 \x01(\x0c\x12\x12\n\nthumbprint\x18\x02 \x01(\t\"\x14\n\x12\x43reateNonceRequest\"8\n\x13\x43reateNonceResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\"\xb2\x02\n\rAttestRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x15\n\revidence_kind\x18\x02 \x01(\t\x12\x10\n\x08\x65vidence\x18\x03 \x01(\x0c\x12\x13\n\x0bsigning_key\x18\x04 \x01(\x0c\x12\x10\n\x08hpke_key\x18\x05 \x01(\x0c\x12\x0f\n\x07tls_key\x18\x06 \x01(\x0c\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\'\n\x04role\x18\x08 \x01(\x0e\x32\x19.tensafe.attestor.v1.Role\x12\x12\n\npackage_id\x18\t \x01(\t\x12\x14\n\x0c\x65ndorsements\x18\n \x03(\x0c\x12\x14\n\x0cgpu_evidence\x18\x0b \x01(\x0c\x12\x1b\n\x13\x61ttestor_thumbprint\x18\x0c \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\r \x01(\x0c\"]\n\x0e\x41ttestResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nexpires_at\x18\x02 \x01(\x03\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x13\n\x0bmutual_port\x18\x04 \x01(\r\"\xa2\x01\n\x11ReleaseKeyRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x02 \x01(\x0c\x12\x12\n\npackage_id\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x15\n\rtokens_wanted\x18\x05 \x01(\x04\x12\x11\n\tsignature\x18\x06 \x01(\x0c\x12\x15\n\rrequest_nonce\x18\x07 \x01(\x0c\"l\n\x12ReleaseKeyResponse\x12\x12\n\nsealed_key\x18\x01 \x01(\x0c\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x18\n\x10lease_expires_at\x18\x03 \x01(\x03\x12\x16\n\x0etokens_granted\x18\x04 \x01(\x04\"\x8a\x01\n\x11RenewLeaseRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\x13\n\x0btokens_used\x18\x03 \x01(\x04\x12\x15\n\rtokens_wanted\x18\x04 \x01(\x04\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x15\n\rrequest_nonce\x18\x06 \x01(\x0c\"F\n\x12RenewLeaseResponse\x12\x18\n\x10lease_expires_at\x18\x01 \x01(\x03\x12\x16\n\x0etokens_granted\x18\x02 \x01(\x04\"a\n\x17WatchRevocationsRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x15\n\rrequest_nonce\x18\x03 \x01(\x0c\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x04\"c\n\x18WatchRevocationsResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x12\n\npackage_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x11\n\tworkloads\x18\x04 \x03(\t\";\n\x0c\x45nrolRequest\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\"9\n\rEnrolResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x13\n\x0bmutual_port\x18\x02 \x01(\r\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\x0c\"/\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"\x12\n\x10GetStatusRequest\"\x8f\x01\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tpolicy_id\x18\x02 \x01(\t\x12\x13\n\x0bpolicy_hash\x18\x03 \x01(\t\x12\x16\n\x0e\x65vidence_kinds\x18\x04 \x03(\t\x12\x15\n\raudit_records\x18\x05 \x01(\x04\x12\x12\n\naudit_head\x18\x06 \x01(\t*F\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x12\n\x0eROLE_INFERENCE\x10\x01\x12\x14\n\x10ROLE_COPROCESSOR\x10\x02\x32\xea\x06\n\x0f\x41ttestorService\x12T\n\x07GetKeys\x12#.tensafe.attestor.v1.GetKeysRequest\x1a$.tensafe.attestor.v1.GetKeysResponse\x12`\n\x0b\x43reateNonce\x12\'.tensafe.attestor.v1.CreateNonceRequest\x1a(.tensafe.attestor.v1.CreateNonceResponse\x12Q\n\x06\x41ttest\x12\".tensafe.attestor.v1.AttestRequest\x1a#.tensafe.attestor.v1.AttestResponse\x12]\n\nReleaseKey\x12&.tensafe.attestor.v1.ReleaseKeyRequest\x1a\'.tensafe.attestor.v1.ReleaseKeyResponse\x12]\n\nRenewLease\x12&.tensafe.attestor.v1.RenewLeaseRequest\x1a\'.tensafe.attestor.v1.RenewLeaseResponse\x12N\n\x05\x45nrol\x12!.tensafe.attestor.v1.EnrolRequest\x1a\".tensafe.attestor.v1.EnrolResponse\x12o\n\x10RenewCertificate\x12,.tensafe.attestor.v1.RenewCertificateRequest\x1a-.tensafe.attestor.v1.RenewCertificateResponse\x12q\n\x10WatchRevocations\x12,.tensafe.attestor.v1.WatchRevocationsRequest\x1a-.tensafe.attestor.v1.WatchRevocationsResponse0\x01\x12Z\n\tGetStatus\x12%.tensafe.attestor.v1.GetStatusRequest\x1a&.tensafe.attestor.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tensafe.attestor.v1.attestor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1368
-  _globals['_ROLE']._serialized_end=1438
+  _globals['_ROLE']._serialized_start=1693
+  _globals['_ROLE']._serialized_end=1763
   _globals['_GETKEYSREQUEST']._serialized_start=59
   _globals['_GETKEYSREQUEST']._serialized_end=75
   _globals['_GETKEYSRESPONSE']._serialized_start=77
@@ -42,25 +42,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATENONCERESPONSE']._serialized_start=152
   _globals['_CREATENONCERESPONSE']._serialized_end=208
   _globals['_ATTESTREQUEST']._serialized_start=211
-  _globals['_ATTESTREQUEST']._serialized_end=459
-  _globals['_ATTESTRESPONSE']._serialized_start=461
-  _globals['_ATTESTRESPONSE']._serialized_end=512
-  _globals['_RELEASEKEYREQUEST']._serialized_start=515
-  _globals['_RELEASEKEYREQUEST']._serialized_end=677
-  _globals['_RELEASEKEYRESPONSE']._serialized_start=679
-  _globals['_RELEASEKEYRESPONSE']._serialized_end=787
-  _globals['_RENEWLEASEREQUEST']._serialized_start=790
-  _globals['_RENEWLEASEREQUEST']._serialized_end=928
-  _globals['_RENEWLEASERESPONSE']._serialized_start=930
-  _globals['_RENEWLEASERESPONSE']._serialized_end=1000
-  _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=1002
-  _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=1099
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=1101
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=1200
-  _globals['_GETSTATUSREQUEST']._serialized_start=1202
-  _globals['_GETSTATUSREQUEST']._serialized_end=1220
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1223
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1366
-  _globals['_ATTESTORSERVICE']._serialized_start=1441
-  _globals['_ATTESTORSERVICE']._serialized_end=2122
+  _globals['_ATTESTREQUEST']._serialized_end=517
+  _globals['_ATTESTRESPONSE']._serialized_start=519
+  _globals['_ATTESTRESPONSE']._serialized_end=612
+  _globals['_RELEASEKEYREQUEST']._serialized_start=615
+  _globals['_RELEASEKEYREQUEST']._serialized_end=777
+  _globals['_RELEASEKEYRESPONSE']._serialized_start=779
+  _globals['_RELEASEKEYRESPONSE']._serialized_end=887
+  _globals['_RENEWLEASEREQUEST']._serialized_start=890
+  _globals['_RENEWLEASEREQUEST']._serialized_end=1028
+  _globals['_RENEWLEASERESPONSE']._serialized_start=1030
+  _globals['_RENEWLEASERESPONSE']._serialized_end=1100
+  _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=1102
+  _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=1199
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=1201
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=1300
+  _globals['_ENROLREQUEST']._serialized_start=1302
+  _globals['_ENROLREQUEST']._serialized_end=1361
+  _globals['_ENROLRESPONSE']._serialized_start=1363
+  _globals['_ENROLRESPONSE']._serialized_end=1420
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=1422
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=1476
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=1478
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=1525
+  _globals['_GETSTATUSREQUEST']._serialized_start=1527
+  _globals['_GETSTATUSREQUEST']._serialized_end=1545
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1548
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1691
+  _globals['_ATTESTORSERVICE']._serialized_start=1766
+  _globals['_ATTESTORSERVICE']._serialized_end=2640
 # @@protoc_insertion_point(module_scope)

@@ -134,6 +134,8 @@ class AttestRequest(_message.Message):
     PACKAGE_ID_FIELD_NUMBER: _builtins.int
     ENDORSEMENTS_FIELD_NUMBER: _builtins.int
     GPU_EVIDENCE_FIELD_NUMBER: _builtins.int
+    ATTESTOR_THUMBPRINT_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
     evidence_kind: _builtins.str
     """"tdx", "snp", "nitro" or "simulated"."""
@@ -152,6 +154,10 @@ class AttestRequest(_message.Message):
     """Package id the evidence is bound to; empty for an inference host."""
     gpu_evidence: _builtins.bytes
     """Reports of the host's NVIDIA GPUs, as NVIDIA's attestation SDK writes them; empty where nobody asks for them."""
+    attestor_thumbprint: _builtins.str
+    """RFC 7638 thumbprint of the attestor's key that the evidence is bound to; empty: the one that signs now."""
+    certificate_request: _builtins.bytes
+    """PKCS #10 request (DER) for a certificate of the TLS key; empty where the workload wants none."""
     @_builtins.property
     def endorsements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """What the platform has at hand of its maker's certificates and collateral, one file each, in any order."""
@@ -170,10 +176,12 @@ class AttestRequest(_message.Message):
         package_id: _builtins.str = ...,
         endorsements: _abc.Iterable[_builtins.bytes] | None = ...,
         gpu_evidence: _builtins.bytes = ...,
+        attestor_thumbprint: _builtins.str = ...,
+        certificate_request: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endorsements", b"endorsements", "evidence", b"evidence", "evidence_kind", b"evidence_kind", "gpu_evidence", b"gpu_evidence", "hpke_key", b"hpke_key", "nonce", b"nonce", "package_id", b"package_id", "role", b"role", "signing_key", b"signing_key", "tenant", b"tenant", "tls_key", b"tls_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestor_thumbprint", b"attestor_thumbprint", "certificate_request", b"certificate_request", "endorsements", b"endorsements", "evidence", b"evidence", "evidence_kind", b"evidence_kind", "gpu_evidence", b"gpu_evidence", "hpke_key", b"hpke_key", "nonce", b"nonce", "package_id", b"package_id", "role", b"role", "signing_key", b"signing_key", "tenant", b"tenant", "tls_key", b"tls_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -185,18 +193,26 @@ class AttestResponse(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    MUTUAL_PORT_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """EAR as a compact JWS (ES256)."""
     expires_at: _builtins.int
+    certificate: _builtins.bytes
+    """X.509 certificate (DER) for the TLS key, by the attestor's authority; empty where none was asked for."""
+    mutual_port: _builtins.int
+    """Port on the same host where the attestor wants that certificate, for all methods that need one; 0: none."""
     def __init__(
         self,
         *,
         token: _builtins.str = ...,
         expires_at: _builtins.int = ...,
+        certificate: _builtins.bytes = ...,
+        mutual_port: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "expires_at", b"expires_at", "mutual_port", b"mutual_port", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,6 +409,91 @@ class WatchRevocationsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchRevocationsResponse: _TypeAlias = WatchRevocationsResponse  # noqa: Y015
+
+@_typing.final
+class EnrolRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """As `tensafe attestor enrol` printed it."""
+    certificate_request: _builtins.bytes
+    """PKCS #10 request (DER). What it asks for beside its key is not looked at."""
+    def __init__(
+        self,
+        *,
+        secret: _builtins.str = ...,
+        certificate_request: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_request", b"certificate_request", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnrolRequest: _TypeAlias = EnrolRequest  # noqa: Y015
+
+@_typing.final
+class EnrolResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    MUTUAL_PORT_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """X.509 certificate (DER)."""
+    mutual_port: _builtins.int
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+        mutual_port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "mutual_port", b"mutual_port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnrolResponse: _TypeAlias = EnrolResponse  # noqa: Y015
+
+@_typing.final
+class RenewCertificateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _builtins.int
+    certificate_request: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        certificate_request: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_request", b"certificate_request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewCertificateRequest: _TypeAlias = RenewCertificateRequest  # noqa: Y015
+
+@_typing.final
+class RenewCertificateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewCertificateResponse: _TypeAlias = RenewCertificateResponse  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):

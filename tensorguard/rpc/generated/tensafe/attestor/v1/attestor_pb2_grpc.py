@@ -60,6 +60,16 @@ class AttestorServiceStub:
                 request_serializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewLeaseRequest.SerializeToString,
                 response_deserializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewLeaseResponse.FromString,
                 _registered_method=True)
+        self.Enrol = channel.unary_unary(
+                '/tensafe.attestor.v1.AttestorService/Enrol',
+                request_serializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.EnrolRequest.SerializeToString,
+                response_deserializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.EnrolResponse.FromString,
+                _registered_method=True)
+        self.RenewCertificate = channel.unary_unary(
+                '/tensafe.attestor.v1.AttestorService/RenewCertificate',
+                request_serializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewCertificateRequest.SerializeToString,
+                response_deserializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewCertificateResponse.FromString,
+                _registered_method=True)
         self.WatchRevocations = channel.unary_stream(
                 '/tensafe.attestor.v1.AttestorService/WatchRevocations',
                 request_serializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.WatchRevocationsRequest.SerializeToString,
@@ -111,6 +121,20 @@ class AttestorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Enrol(self, request, context):
+        """A certificate for a service that an operator vouches for, with the secret that `tensafe attestor enrol` made. Once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewCertificate(self, request, context):
+        """Another certificate for the enrolled service that calls with one that has not ended yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRevocations(self, request, context):
         """Tells the caller, as they come, of revocations that concern its tenant. Ends when the token expires: ask again with
         a fresh one, from the last number seen.
@@ -153,6 +177,16 @@ def add_AttestorServiceServicer_to_server(servicer, server):
                     servicer.RenewLease,
                     request_deserializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewLeaseRequest.FromString,
                     response_serializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewLeaseResponse.SerializeToString,
+            ),
+            'Enrol': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enrol,
+                    request_deserializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.EnrolRequest.FromString,
+                    response_serializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.EnrolResponse.SerializeToString,
+            ),
+            'RenewCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewCertificate,
+                    request_deserializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewCertificateRequest.FromString,
+                    response_serializer=tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewCertificateResponse.SerializeToString,
             ),
             'WatchRevocations': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRevocations,
@@ -301,6 +335,60 @@ class AttestorService:
             '/tensafe.attestor.v1.AttestorService/RenewLease',
             tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewLeaseRequest.SerializeToString,
             tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Enrol(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tensafe.attestor.v1.AttestorService/Enrol',
+            tensafe_dot_attestor_dot_v1_dot_attestor__pb2.EnrolRequest.SerializeToString,
+            tensafe_dot_attestor_dot_v1_dot_attestor__pb2.EnrolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tensafe.attestor.v1.AttestorService/RenewCertificate',
+            tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewCertificateRequest.SerializeToString,
+            tensafe_dot_attestor_dot_v1_dot_attestor__pb2.RenewCertificateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class AttestorServiceStub:
     """Releases the content key of one package sequence, sealed to the attested HPKE key of the caller, under a lease."""
     RenewLease: _grpc.UnaryUnaryMultiCallable[_attestor_pb2.RenewLeaseRequest, _attestor_pb2.RenewLeaseResponse]
     """Extends a lease and charges the tokens used so far."""
+    Enrol: _grpc.UnaryUnaryMultiCallable[_attestor_pb2.EnrolRequest, _attestor_pb2.EnrolResponse]
+    """A certificate for a service that an operator vouches for, with the secret that `tensafe attestor enrol` made. Once."""
+    RenewCertificate: _grpc.UnaryUnaryMultiCallable[_attestor_pb2.RenewCertificateRequest, _attestor_pb2.RenewCertificateResponse]
+    """Another certificate for the enrolled service that calls with one that has not ended yet."""
     WatchRevocations: _grpc.UnaryStreamMultiCallable[_attestor_pb2.WatchRevocationsRequest, _attestor_pb2.WatchRevocationsResponse]
     """Tells the caller, as they come, of revocations that concern its tenant. Ends when the token expires: ask again with
     a fresh one, from the last number seen.
@@ -65,6 +69,10 @@ class AttestorServiceAsyncStub(AttestorServiceStub):
     """Releases the content key of one package sequence, sealed to the attested HPKE key of the caller, under a lease."""
     RenewLease: _aio.UnaryUnaryMultiCallable[_attestor_pb2.RenewLeaseRequest, _attestor_pb2.RenewLeaseResponse]  # type: ignore[assignment]
     """Extends a lease and charges the tokens used so far."""
+    Enrol: _aio.UnaryUnaryMultiCallable[_attestor_pb2.EnrolRequest, _attestor_pb2.EnrolResponse]  # type: ignore[assignment]
+    """A certificate for a service that an operator vouches for, with the secret that `tensafe attestor enrol` made. Once."""
+    RenewCertificate: _aio.UnaryUnaryMultiCallable[_attestor_pb2.RenewCertificateRequest, _attestor_pb2.RenewCertificateResponse]  # type: ignore[assignment]
+    """Another certificate for the enrolled service that calls with one that has not ended yet."""
     WatchRevocations: _aio.UnaryStreamMultiCallable[_attestor_pb2.WatchRevocationsRequest, _attestor_pb2.WatchRevocationsResponse]  # type: ignore[assignment]
     """Tells the caller, as they come, of revocations that concern its tenant. Ends when the token expires: ask again with
     a fresh one, from the last number seen.
@@ -114,6 +122,22 @@ class AttestorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attestor_pb2.RenewLeaseResponse, _abc.Awaitable[_attestor_pb2.RenewLeaseResponse]]:
         """Extends a lease and charges the tokens used so far."""
+
+    @_abc_1.abstractmethod
+    def Enrol(
+        self,
+        request: _attestor_pb2.EnrolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestor_pb2.EnrolResponse, _abc.Awaitable[_attestor_pb2.EnrolResponse]]:
+        """A certificate for a service that an operator vouches for, with the secret that `tensafe attestor enrol` made. Once."""
+
+    @_abc_1.abstractmethod
+    def RenewCertificate(
+        self,
+        request: _attestor_pb2.RenewCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_attestor_pb2.RenewCertificateResponse, _abc.Awaitable[_attestor_pb2.RenewCertificateResponse]]:
+        """Another certificate for the enrolled service that calls with one that has not ended yet."""
 
     @_abc_1.abstractmethod
     def WatchRevocations(

@@ -327,6 +327,7 @@ class AdapterConnection(_message.Message):
     PUBLISHER_KEYS_FIELD_NUMBER: _builtins.int
     EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
     CHECKED_FIELD_NUMBER: _builtins.int
+    ATTESTOR_AUTHORITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Model name, and the adapter's name at the coprocessor."""
     coprocessor_endpoint: _builtins.str
@@ -339,6 +340,8 @@ class AdapterConnection(_message.Message):
     """Manifest digest (SHA-256, hex) that the adapter must have; empty accepts any that verifies."""
     checked: _builtins.bool
     """Send a check row with every request."""
+    attestor_authority: _builtins.str
+    """PEM certificate of the attestor's authority: attestor and coprocessor are reached with mutual TLS; empty: plaintext."""
     @_builtins.property
     def publisher_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """PEM of the public keys, one of which must have signed the adapter's manifest."""
@@ -354,10 +357,11 @@ class AdapterConnection(_message.Message):
         publisher_keys: _abc.Iterable[_builtins.str] | None = ...,
         expected_digest: _builtins.str = ...,
         checked: _builtins.bool = ...,
+        attestor_authority: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestor_endpoint", b"attestor_endpoint", "attestor_thumbprint", b"attestor_thumbprint", "checked", b"checked", "coprocessor_endpoint", b"coprocessor_endpoint", "expected_digest", b"expected_digest", "name", b"name", "publisher_keys", b"publisher_keys", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestor_authority", b"attestor_authority", "attestor_endpoint", b"attestor_endpoint", "attestor_thumbprint", b"attestor_thumbprint", "checked", b"checked", "coprocessor_endpoint", b"coprocessor_endpoint", "expected_digest", b"expected_digest", "name", b"name", "publisher_keys", b"publisher_keys", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
