@@ -24,6 +24,7 @@ from tensorguard.evidence.client import AttestorClient
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.platforms import this_platform
 from tensorguard.observability.metrics import serve_metrics
+from tensorguard.package.rollback import RollbackGuard
 from tensorguard.rpc.server import Server, ServerOptions, build_server
 from tensorguard.session.shared_memory import sweep_abandoned_regions
 from tensorguard.session.warm_up import warm_up
@@ -83,6 +84,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         publishers=[VerifyingKeys.read(path) for path in settings.publisher_keys],
         tokens_per_lease=settings.tokens_per_lease,
         privacy_bound_log2=settings.privacy_bound_log2,
+        rollback=RollbackGuard(settings.opened_releases_file),
     )
     log.info("compiling kernels (some seconds the first time on a machine)")
     warm_up()
