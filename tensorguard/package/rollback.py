@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,8 +20,9 @@ from tensorguard.package.envelope import VerifiedManifest
 from tensorguard.package.manifest import Name, Sha256
 from tensorguard.package.names import MAX_SEQUENCE
 
-MAX_FILE_BYTES = 1024 * 1024
-_MAX_PACKAGES = 4096
+MAX_PACKAGES = 4096
+MAX_FILE_BYTES = 2 * 1024 * 1024
+"""Of as many packages, with the longest names."""
 
 
 class OpenedRelease(BaseModel):
@@ -39,8 +41,8 @@ class OpenedReleases(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    format: Literal["tssp-opened/v1"] = "tssp-opened/v1"
-    releases: Annotated[tuple[OpenedRelease, ...], Field(max_length=_MAX_PACKAGES)] = ()
+    format: Literal["tssp-opened/v1"]
+    releases: Annotated[tuple[OpenedRelease, ...], Field(max_length=MAX_PACKAGES)]
 
 
 class RollbackGuard:
@@ -85,7 +87,9 @@ class RollbackGuard:
                 return
             newest = {**self._newest, key: item}
             if self._file is not None:
-                _write(self._file, OpenedReleases(releases=tuple(newest[name] for name in sorted(newest))))
+                if len(newest) > MAX_PACKAGES:
+                    raise ConfigurationError(f"{self._file} is full with {MAX_PACKAGES} packages: begin another file")
+                _write(self._file, [newest[name] for name in sorted(newest)])
             self._newest = newest
 
 
@@ -103,8 +107,9 @@ def _read(path: Path) -> OpenedReleases:
         ) from None
 
 
-def _write(path: Path, opened: OpenedReleases) -> None:
+def _write(path: Path, releases: Sequence[OpenedRelease]) -> None:
     """Whole or not at all, and on the disk before anything is served."""
+    opened = OpenedReleases(format="tssp-opened/v1", releases=tuple(releases))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as stream:

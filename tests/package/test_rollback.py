@@ -12,7 +12,7 @@ import pytest
 from tensorguard.crypto import canonical
 from tensorguard.errors import ConfigurationError, PackageRollbackError
 from tensorguard.package.envelope import VerifiedManifest
-from tensorguard.package.rollback import RollbackGuard
+from tensorguard.package.rollback import MAX_FILE_BYTES, MAX_PACKAGES, RollbackGuard
 from tests.package.conftest import Packed
 
 
@@ -76,7 +76,7 @@ def test_checking_remembers_nothing(packed: Packed, tmp_path: Path) -> None:
         b'{"format":"tssp-opened/v1", "releases":[]}',
         b"[" * 2**20,
         canonical.dumps({"format": "tssp-opened/v1", "releases": [], "more": 1}),
-        b" " * (2**20 + 1),
+        b" " * (MAX_FILE_BYTES + 1),
     ],
     ids=range(8),
 )
@@ -85,6 +85,17 @@ def test_a_file_that_says_nothing_is_no_beginning(tmp_path: Path, content: bytes
     file.write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"opened\.json is not a record"):
         RollbackGuard(file)
+
+
+def test_a_full_file_says_so(packed: Packed, tmp_path: Path) -> None:
+    file = tmp_path / "opened.json"
+    names = [f"{number:064}" for number in range(MAX_PACKAGES)]
+    releases = [{"tenant": "a" * 64, "package_id": name, "sequence": 2**53 - 1, "digest": "ab" * 32} for name in names]
+    file.write_bytes(canonical.dumps({"format": "tssp-opened/v1", "releases": releases}))
+    guard = RollbackGuard(file)
+    with pytest.raises(ConfigurationError, match="is full with 4096 packages"):
+        guard.remember(release(packed, 1))
+    assert b"law-style" not in file.read_bytes()
 
 
 def test_what_cannot_be_written_is_not_opened(packed: Packed, tmp_path: Path) -> None:
