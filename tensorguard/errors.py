@@ -63,6 +63,12 @@ class PackageKeyError(PackageError):
     reason = "package_key"
 
 
+class PackageRollbackError(PackageError):
+    """An older release than was opened before, or another one under the same sequence."""
+
+    reason = "package_rollback"
+
+
 class BaseModelMismatchError(PackageError):
     """The package was made for another base model."""
 

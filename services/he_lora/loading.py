@@ -26,6 +26,7 @@ from tensorguard.observability.metrics import HE_OP_LATENCY, TSSP_VERIFY_LATENCY
 from tensorguard.package.contract import group_plans
 from tensorguard.package.reader import AdapterContents, open_manifest, read_adapter
 from tensorguard.package.release_policy import check_release_policy
+from tensorguard.package.rollback import RollbackGuard
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +45,7 @@ class PackageOpener:
     publishers: Sequence[VerifyingKeys]
     tokens_per_lease: int
     privacy_bound_log2: int
+    rollback: RollbackGuard
 
     def open(self, path: Path) -> ServedAdapter:
         """Open and encode a package. The content key is forgotten when its parts are decrypted.
@@ -59,6 +61,7 @@ class PackageOpener:
                 f"{path} belongs to tenant {manifest.tenant}, but this coprocessor serves {self.tenant}: "
                 f"set --tenant {manifest.tenant}, or leave the package out"
             )
+        self.rollback.check(verified)
         workload = Workload(
             self.client,
             self.identity,
@@ -72,6 +75,7 @@ class PackageOpener:
         released = workload.release_key(release, tokens_wanted=self.tokens_per_lease)
         started = time.perf_counter()
         contents = read_adapter(path, verified, released.content_key, privacy_bound_log2=self.privacy_bound_log2)
+        self.rollback.remember(verified)
         parameters = get_parameter_set(manifest.moai.parameter_set)
         terms = released.terms
         del released

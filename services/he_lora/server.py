@@ -28,6 +28,7 @@ from tensorguard.evidence.revocations import RevocationFollower
 from tensorguard.evidence.tls import CertificateKeeper, CertifiedKey
 from tensorguard.evidence.workload import Workload
 from tensorguard.observability.metrics import serve_metrics
+from tensorguard.package.rollback import RollbackGuard
 from tensorguard.rpc.server import Server, ServerOptions, build_server
 from tensorguard.rpc.tls import server_credentials
 from tensorguard.session.shared_memory import sweep_abandoned_regions
@@ -97,6 +98,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         publishers=[VerifyingKeys.read(path) for path in settings.publisher_keys],
         tokens_per_lease=settings.tokens_per_lease,
         privacy_bound_log2=settings.privacy_bound_log2,
+        rollback=RollbackGuard(settings.opened_releases_file),
     )
     log.info("compiling kernels (some seconds the first time on a machine)")
     warm_up()

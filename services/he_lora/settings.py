@@ -22,6 +22,11 @@ class HeLoraSettings(BaseSettings):
     publisher_keys: list[Path] = Field(
         min_length=1, description="public key files of the publishers whose packages are accepted"
     )
+    opened_releases_file: Path | None = Field(
+        None,
+        description="file that remembers the newest release of each package that was opened, so that an older one is "
+        "refused after a restart, too; without it only while the process runs",
+    )
     tenant: str = Field(min_length=1, max_length=64, description="tenant whose adapters are served")
     backend: str = Field(
         "cpu",

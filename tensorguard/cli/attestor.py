@@ -25,7 +25,19 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=Fa
 
 @app.callback()
 def _attestor() -> None:
-    """Look after an attestor's state: backups, keys, certificates, a database that was set back."""
+    """Look after an attestor's state: its thumbprint, backups, keys, certificates, a database that was set back."""
+
+
+@app.command()
+def thumbprint(
+    attestor_state: StateDirectory = DEFAULT_STATE,
+    database_url: DatabaseUrl = None,
+    key: KeyName = None,
+    witness: Witnesses = None,
+) -> None:
+    """Print the thumbprint of the key that signs tokens: what workloads pin, so that nobody else can answer them."""
+    with AttestorState(location(attestor_state, database_url, key, witness)) as state:
+        typer.echo(state.key.thumbprint)
 
 
 @app.command()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tensorguard.package.inspection import read_unverified
     from tensorguard.package.manifest import Manifest
     from tensorguard.package.reader import AdapterContents, GroupContents, open_manifest, read_adapter
+    from tensorguard.package.renewal import rekey_package, sign_again
     from tensorguard.package.writer import pack_adapter
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "pack_adapter",
     "read_adapter",
     "read_unverified",
+    "rekey_package",
+    "sign_again",
 ]
 
 _MODULES = {
@@ -39,6 +42,8 @@ _MODULES = {
     "pack_adapter": "writer",
     "read_adapter": "reader",
     "read_unverified": "inspection",
+    "rekey_package": "renewal",
+    "sign_again": "renewal",
 }
 
 

@@ -83,6 +83,8 @@ def test_rekey_takes_the_next_sequence_and_a_key_of_its_own(folder: Path, tensaf
     assert (old.sequence, new.sequence) == (1, 2)
     assert old.content_key != new.content_key and old.key_id != new.key_id
     assert tensafe(f"verify next.tssp --public-key keys/{PUBLIC}")[0] == 0
+    code, _, err = tensafe(REKEY.replace("next.tssp", "third.tssp") + " --sequence 2")
+    assert code == 3 and "not above 2, the newest one registered" in err
     code, _, err = tensafe(REKEY.replace("next.tssp", "third.tssp"))
     assert code == 0 and registered(folder, "third.tssp").sequence == 3, err
     with AttestorState.open(folder / "attestor") as state:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tensorguard.crypto.aead import CHUNK_BYTES, derive_key, open_part, seal_part
 from tensorguard.errors import InvalidInputError
+from tests.package.independent_reader import open_chunks
 
 KEY = bytes(range(32))
 LONG = bytes(3 * CHUNK_BYTES + 5)
@@ -45,6 +46,14 @@ def test_refuses_any_changed_byte(data: st.DataObject) -> None:
     sealed[position] ^= data.draw(st.integers(1, 255))
     with pytest.raises(InvalidInputError):
         open_part(KEY, b"c", bytes(sealed))
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 5])
+def test_is_what_the_specification_says(size: int) -> None:
+    plaintext = bytes(number % 251 for number in range(size))
+    sealed = seal_part(KEY, b"context", plaintext)
+    assert open_chunks(derive_key(KEY, b"context"), b"context", sealed) == plaintext
+    assert len(sealed) == 56 + size + 16 * (size // CHUNK_BYTES + 1)
 
 
 def test_refuses_a_missing_end_and_reordered_chunks() -> None:

@@ -21,6 +21,8 @@ from tests.support.adapters import adapter_config, adapter_tensors, write_adapte
 FOLDER = Path(__file__).parent / "vectors"
 PACKAGES: dict[str, Literal["factored", "full"]] = {"tiny": "factored", "tiny-full": "full"}
 ENVELOPE_AFTER_MANIFEST = 32 + 64 + 3309
+ED25519_ORDER = 2**252 + 27742317777372353535851937790883648493
+"""S plus this satisfies a signature's equation, too; RFC 8032 (5.1.7) wants S below it."""
 
 
 def make(name: str, mode: Literal["factored", "full"]) -> None:
@@ -79,7 +81,47 @@ def describe(content: bytes, content_key: bytes, plaintexts: dict[str, bytes]) -
     }
 
 
-def write(name: str, content: dict[str, Any]) -> None:
+def refused(content: bytes) -> list[dict[str, Any]]:
+    """Edits of a package that a reader refuses: bytes put at an offset, or the length it is cut to."""
+    length = int.from_bytes(content[8:12], "little")
+    signer, parts = 16 + length, 16 + length + ENVELOPE_AFTER_MANIFEST
+    ed25519, mldsa, end = signer + 32, signer + 96, len(content)
+    budget = content.index(b'"token_budget":') + len(b'"token_budget":')
+    second_form = int.from_bytes(content[ed25519 + 32 : mldsa], "little") + ED25519_ORDER
+
+    def put(what: str, reason: str, offset: int, data: bytes) -> dict[str, Any]:
+        return {"what": what, "reason": reason, "offset": offset, "bytes": data.hex()}
+
+    def flip(what: str, reason: str, offset: int) -> dict[str, Any]:
+        return put(what, reason, offset, bytes([content[offset] ^ 1]))
+
+    def cut(what: str, reason: str, size: int) -> dict[str, Any]:
+        return {"what": what, "reason": reason, "length": size}
+
+    return [
+        put("another magic", "package", 0, b"TSSQ"),
+        put("version 2", "package", 4, b"\x02"),
+        put("a flag", "package", 6, b"\x01"),
+        put("a manifest length of 2^32 - 1", "package", 8, b"\xff" * 4),
+        flip("another length of the signatures", "package", 12),
+        flip("another token budget", "package_tampered", budget),
+        flip("another signer", "package", signer),
+        put("no Ed25519 signature", "package_tampered", ed25519, bytes(64)),
+        put(
+            "second form of the Ed25519 signature", "package_tampered", ed25519 + 32, second_form.to_bytes(32, "little")
+        ),
+        put("no ML-DSA-65 signature", "package_tampered", mldsa, bytes(3309)),
+        flip("the first byte of the first part", "package_tampered", parts),
+        flip("the last byte", "package_tampered", end - 1),
+        put("a byte more", "package_tampered", end, b"\0"),
+        cut("a byte less", "package_tampered", end - 1),
+        cut("no parts", "package_tampered", parts),
+        cut("half a signature", "package", mldsa + 1000),
+        cut("half a header", "package", 8),
+    ]
+
+
+def write(name: str, content: Any) -> None:
     (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -91,6 +133,7 @@ def main() -> None:
         key = bytes.fromhex(json.loads((FOLDER / f"{name}.json").read_text())["content_key"])
         _, plaintexts = independent_reader(content, (FOLDER / f"{name}.pub.pem").read_bytes(), key)
         write(name, describe(content, key, plaintexts))
+    write("refused", {"package": "tiny", "edits": refused((FOLDER / "tiny.tssp").read_bytes())})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tensorguard.crypto.aead import seal_part
 from tensorguard.crypto.signatures import SigningKeys
 from tensorguard.errors import (
     ConfigurationError,
@@ -18,6 +19,7 @@ from tensorguard.errors import (
     PackageTamperedError,
     PermissionDeniedError,
 )
+from tensorguard.package import sealing
 from tensorguard.package.manifest import ReleasePolicy
 from tensorguard.package.reader import open_manifest, open_parts, read_adapter, read_parts
 from tensorguard.package.renewal import rekey_package, sign_again
@@ -131,6 +133,16 @@ def test_a_registrar_that_fails_leaves_no_file(packed: Packed, tmp_path: Path) -
     with pytest.raises(NotFoundError):
         rekey(packed, tmp_path / "next.tssp", key_registrar=refuse)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_read_back_is_neither_named_nor_registered(
+    packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registrar = Registrar()
+    monkeypatch.setattr(sealing, "seal_part", lambda key, context, plaintext: seal_part(key, context, plaintext[:-4]))
+    with pytest.raises(PackageError, match="safetensors"):
+        rekey(packed, tmp_path / "next.tssp", key_registrar=registrar)
+    assert list(tmp_path.iterdir()) == [] and registrar.releases == []
 
 
 def test_new_signatures_change_nothing_else(packed: Packed, tmp_path: Path) -> None:
