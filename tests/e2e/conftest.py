@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from tensorguard.stack.settings import StackSettings
 from tensorguard.stack.stack import Endpoints, start_stack
 
 ROOT = Path(__file__).resolve().parents[2]
-MAX_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,12 @@ def prompts() -> list[str]:
     return list(json.loads((ROOT / "examples/demo_adapter/prompts.json").read_text()))
 
 
-@pytest.fixture(scope="session")
-def reference(stack: Stack, prompts: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def reference(stack: Stack, prompts: Sequence[str], max_tokens: int, folder: Path) -> list[dict[str, Any]]:
     """What unmodified PEFT answers in float32, in another process, from the original safetensors."""
-    folder = tmp_path_factory.mktemp("reference")
     conversations = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts]
     (folder / "prompts.json").write_text(json.dumps(conversations))
     command = [sys.executable, "-m", "tensorguard.models.reference", "--model", str(stack.demo.model)]
     command += ["--adapter", str(stack.demo.adapter), "--prompts", str(folder / "prompts.json"), "--ignore-eos"]
-    command += ["--max-tokens", str(MAX_TOKENS), "--json", str(folder / "answers.json")]
+    command += ["--max-tokens", str(max_tokens), "--json", str(folder / "answers.json")]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return list(json.loads((folder / "answers.json").read_text()))

@@ -18,9 +18,10 @@ import pytest
 from tensorguard.cli.demo_setup import BASE_NAME, DEMO_ADAPTER
 from tensorguard.stack.health import HealthProbe
 from tensorguard.stack.process import ServiceSpec
-from tests.e2e.conftest import MAX_TOKENS, Stack
+from tests.e2e.conftest import Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+MAX_TOKENS = 64
 TOKENS_BEFORE = 3
 NOTICED_SECONDS = 15.0
 """Half of what a delta may take from a coprocessor that is alive; silence is noticed within 2 s on an idle machine."""
