@@ -42,19 +42,19 @@ class CertificateIssuer:
 
     def attested(self, request: bytes, name: ServiceName, now: float, expires_at: int) -> bytes:
         """For a workload that is being attested: DER, until its token ends. Recorded with the attestation."""
-        return self._issue(request, name, now, expires_at - now)
+        return self._issue(read_request(request), name, now, expires_at - now)
 
     def enrol(self, secret: str, request: bytes, *, peer: str) -> bytes:
         """For who has an enrolment secret: DER. The secret is used up. Raises AuthenticationError."""
         with self._decisions.deciding("enrol", peer) as record:
             self._require_tls()
-            read_request(request)  # a malformed one must not cost the secret
+            key = read_request(request)  # a malformed one must not cost the secret
             with record.accepting() as connection:
                 now = self._clock()
                 name = use_enrolment(connection, secret, int(now))
-                certificate = self._issue(request, name, now, self._enrolled_seconds)
+                certificate = self._issue(key, name, now, self._enrolled_seconds)
                 record.update(role=name.role, tenant=name.tenant, certificate_sha256=_digest(certificate))
-                record.update(holder=thumbprint(read_request(request)))
+                record.update(holder=thumbprint(key))
         return certificate
 
     def renew(self, caller: Peer | None, request: bytes, *, peer: str) -> bytes:
@@ -77,14 +77,14 @@ class CertificateIssuer:
             if key != caller.certificate.public_key():
                 raise InvalidInputError("a certificate is renewed for its own key; enrol again for another one")
             holder = thumbprint(key)
-            certificate = self._issue(request, name, now, self._enrolled_seconds)
+            certificate = self._issue(key, name, now, self._enrolled_seconds)
             record.update(holder=holder, certificate_sha256=_digest(certificate))
             with record.accepting() as connection:
                 check_workload_not_revoked(connection, holder, set(), ())
         return certificate
 
-    def _issue(self, request: bytes, name: ServiceName, now: float, life_seconds: float) -> bytes:
-        certificate = self._require_tls().issue(read_request(request), name, now=now, life_seconds=life_seconds)
+    def _issue(self, key: ec.EllipticCurvePublicKey, name: ServiceName, now: float, life_seconds: float) -> bytes:
+        certificate = self._require_tls().issue(key, name, now=now, life_seconds=life_seconds)
         return certificate.public_bytes(serialization.Encoding.DER)
 
     def _require_tls(self) -> Authority:

@@ -21,6 +21,7 @@ from services.attestor.settings import AttestorSettings
 from tensorguard.errors import (
     AuthenticationError,
     ConfigurationError,
+    InternalError,
     InvalidInputError,
     PermissionDeniedError,
     RevokedError,
@@ -367,6 +368,31 @@ def test_a_malformed_request_does_not_cost_the_secret(enrolment: Enrolment) -> N
     with pytest.raises(InvalidInputError):
         enrolment.bench.call("Enrol", message, None, mutual=False)
     assert enrolment.service(secret).refresh()
+
+
+def test_the_request_is_checked_before_any_secret_is_looked_for(enrolment: Enrolment) -> None:
+    """So nothing about a secret can depend on what comes with it."""
+    message = pb.EnrolRequest(secret="guess", certificate_request=b"x")
+    with pytest.raises(InvalidInputError):
+        enrolment.bench.call("Enrol", message, None, mutual=False)
+    assert last_record(enrolment.bench, "enrol")["reason"] == "invalid_input"
+
+
+def test_a_certificate_that_cannot_be_issued_does_not_cost_the_secret(
+    enrolment: Enrolment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the attestor fails after it has taken the secret: both are one transaction."""
+
+    def fail(*_: Any, **__: Any) -> x509.Certificate:
+        raise OSError
+
+    secret = enrolment.secret()
+    with monkeypatch.context() as broken, pytest.raises(InternalError):
+        broken.setattr(Authority, "issue", fail)
+        enrolment.service(secret).refresh()
+    assert enrolment.service(secret).refresh()
+    with pytest.raises(AuthenticationError, match="was used"):
+        enrolment.service(secret, "second").refresh()
 
 
 def test_a_gateway_renews_its_certificate_with_itself(enrolment: Enrolment, monkeypatch: pytest.MonkeyPatch) -> None:
