@@ -1,8 +1,9 @@
 """A key-encryption key in HashiCorp Vault's transit engine, by its HTTP API (v1).
 
 https://developer.hashicorp.com/vault/api-docs/secret/transit: `encrypt` and `decrypt` with `associated_data`, which
-binds a ciphertext to its context; the key must be of type aes256-gcm96 or chacha20-poly1305. The key never leaves
-Vault. The token comes from VAULT_TOKEN or, as `vault agent` writes it, the file that VAULT_TOKEN_FILE names.
+binds a ciphertext to its context (Vault knows it from 1.13 on; an older one ignores it, and is refused); the key must
+be of type aes256-gcm96 or chacha20-poly1305. The key never leaves Vault. The token comes from VAULT_TOKEN or, as `vault
+agent` writes it, the file that VAULT_TOKEN_FILE names.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class VaultKey:
         """`address`: scheme, host and port. `namespace`: of Vault Enterprise."""
         self.id = f"vault:{mount}/{key}"
         self._mount, self._key = mount, key
+        self._binds = False
         headers = {"X-Vault-Token": token, "X-Vault-Request": "true"}
         if namespace:
             headers["X-Vault-Namespace"] = namespace
@@ -38,7 +40,19 @@ class VaultKey:
         ciphertext = self._call(
             "encrypt", {"plaintext": _encode(secret), "associated_data": _encode(context)}, "ciphertext"
         )
-        return ciphertext.encode()
+        wrapped = ciphertext.encode()
+        if not self._binds:
+            self._check_binding(wrapped, context)
+            self._binds = True
+        return wrapped
+
+    def _check_binding(self, wrapped: bytes, context: bytes) -> None:
+        """Raises ConfigurationError when a ciphertext opens in another context than its own."""
+        try:
+            self.unwrap(wrapped, context + b"?")
+        except PackageKeyError:
+            return
+        raise ConfigurationError("this Vault ignores associated_data, without which keys could be exchanged: use 1.13")
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         if not wrapped.startswith(b"vault:") or not wrapped.isascii():

@@ -37,6 +37,19 @@ def test_wraps_and_unwraps_bound_to_the_context(vault: FakeVault) -> None:
             key.unwrap(attempt, context)
 
 
+def test_a_vault_that_does_not_bind_is_refused(vault: FakeVault) -> None:
+    vault.ignores_associated_data = True
+    with pytest.raises(ConfigurationError, match=r"ignores associated_data.*1\.13"):
+        open_key_encryption_key(name(vault)).wrap(SECRET, b"context")
+
+
+def test_binding_is_tried_once(vault: FakeVault) -> None:
+    key = open_key_encryption_key(name(vault))
+    for _ in range(3):
+        key.wrap(SECRET, b"context")
+    assert [path.split("/")[3] for path, _ in vault.requests] == ["encrypt", "decrypt", "encrypt", "encrypt"]
+
+
 def test_an_attestor_keeps_its_keys_there(vault: FakeVault, folder: Path) -> None:
     with AttestorState.open(folder) as state:
         state.packages.register("1" * 64, "acme", "law", 1, "2" * 32, SECRET, 10, 2_000_000_000)

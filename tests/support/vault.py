@@ -25,6 +25,8 @@ class FakeVault:
     status: int | None = None
     """Answered instead of the truth."""
     body: bytes | None = None
+    ignores_associated_data: bool = False
+    """As Vault did before 1.13."""
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     key: AESGCM = field(default_factory=lambda: AESGCM(os.urandom(32)))
 
@@ -61,7 +63,7 @@ def running_vault() -> Iterator[FakeVault]:
 def _answer(vault: FakeVault, path: str, token: str | None, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     if token != vault.token:
         return 403, {"errors": ["permission denied"]}
-    associated = base64.b64decode(body["associated_data"])
+    associated = b"" if vault.ignores_associated_data else base64.b64decode(body["associated_data"])
     if path == "/v1/transit/encrypt/tensafe":
         nonce = os.urandom(12)
         sealed = nonce + vault.key.encrypt(nonce, base64.b64decode(body["plaintext"]), associated)
