@@ -13,7 +13,8 @@ class GpuClaims:
     nonce: bytes
     """What the GPU was challenged with, 32 bytes."""
     device_id: str
-    """Serial number of the GPU's identity certificate, lower-case hex: burnt in, the same under every firmware."""
+    """Serial number of the GPU's identity certificate, whole bytes in lower-case hex: burnt in, the same under every
+    firmware."""
     model: str
     """Common name of that certificate, such as `GH100 A01 GSP BROM`."""
     driver_version: str

@@ -13,7 +13,7 @@ _LIST = Field(min_length=1, max_length=256)
 Model = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 DriverVersion = Annotated[str, StringConstraints(pattern=r"^[0-9]+(?:\.[0-9]+){1,3}$", max_length=32)]
 VbiosVersion = Annotated[str, StringConstraints(pattern=r"^[0-9A-F]{2}(?:\.[0-9A-F]{2}){4}$")]
-DeviceId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2,40}$")]
+DeviceId = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{2}){1,20}$")]
 
 
 class GpuPolicy(Strict):
@@ -26,4 +26,4 @@ class GpuPolicy(Strict):
     driver_versions: Annotated[list[DriverVersion], _LIST]
     vbios_versions: Annotated[list[VbiosVersion], _LIST]
     devices: Literal["any"] | Annotated[list[DeviceId], _LIST]
-    """Serial numbers of identity certificates, hex."""
+    """Serial numbers of identity certificates, whole bytes in hex."""

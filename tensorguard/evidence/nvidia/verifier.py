@@ -84,7 +84,7 @@ class GpuVerifier:
         identity = chain[1]
         return GpuClaims(
             nonce=report.nonce,
-            device_id=f"{identity.serial_number:x}",
+            device_id=_whole_bytes(identity.serial_number),
             model=_common_name(identity),
             driver_version=_text(report.opaque[_DRIVER_VERSION]),
             vbios_version=_vbios_version(report.opaque[_VBIOS_VERSION]),
@@ -105,6 +105,11 @@ def _certified_firmware(certificate: x509.Certificate) -> bytes | None:
             _, found, rest = extension.value.value.partition(_SHA384_DIGEST)
             return rest[:48] if found else None
     return None
+
+
+def _whole_bytes(number: int) -> str:
+    """As `tensafe revoke chip` takes it, and `openssl x509 -serial` shows it."""
+    return number.to_bytes((number.bit_length() + 7) // 8, "big").hex()
 
 
 def _common_name(certificate: x509.Certificate) -> str:

@@ -33,7 +33,7 @@ SECTION: dict[str, Any] = {
     "devices": "any",
 }
 GPU = Gpu.create()
-DEVICE_ID = f"{GPU.chain[1].certificate.serial_number:x}"
+DEVICE_ID = GPU.device_id
 
 
 def policy(role: str = "inference", **changes: Any) -> Policy:

@@ -41,6 +41,7 @@ def issue(
     issuer_name: str | None = None,
     extra: x509.ExtensionType | None = None,
     critical: bool = True,
+    serial: int | None = None,
 ) -> Issued:
     """A certificate, valid from and until so many days from `AT`. Without an issuer it is its own."""
     key = ec.generate_private_key(curve or ec.SECP384R1())
@@ -53,7 +54,7 @@ def issue(
         .subject_name(subject)
         .issuer_name(by)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial or x509.random_serial_number())
         .not_valid_before(AT + timedelta(days=days[0]))
         .not_valid_after(AT + timedelta(days=days[1]))
     )

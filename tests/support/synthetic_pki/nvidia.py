@@ -84,9 +84,10 @@ class Gpu:
         model: str = MODEL,
         leaf: dict[str, Any] | None = None,
         days: tuple[float, float] = (-1, 1),
+        serial: int | None = None,
     ) -> Gpu:
         root = root or issue("NVIDIA Device Identity CA", days=days)
-        identity = issue(model, root, days=days)
+        identity = issue(model, root, days=days, serial=serial)
         options = {"ca": False, "constraints": False, "extra": dice(FIRMWARE), "critical": False, "days": days}
         options |= leaf or {}
         return cls([root, identity, issue("GSP FMC", identity, **options)])
@@ -94,6 +95,12 @@ class Gpu:
     @property
     def root(self) -> str:
         return fingerprint(self.chain[0].certificate)
+
+    @property
+    def device_id(self) -> str:
+        """The identity certificate's serial number as OpenSSL shows it, in lower case."""
+        text = f"{self.chain[1].certificate.serial_number:x}"
+        return "0" * (len(text) % 2) + text
 
     def report(self, nonce: bytes = NONCE, **changes: Any) -> bytes:
         return self.sign(body(nonce, **changes))
