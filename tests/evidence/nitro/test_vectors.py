@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from tensorguard.cli.main import run
 from tensorguard.errors import EvidenceRefusedError
@@ -117,6 +118,30 @@ def test_the_documented_policy_accepts_it() -> None:
     assert appraise_offline(request, NitroVerifier()).accepted
     debug = dataclasses.replace(request, evidence=evidence(DEBUG), at=expected(DEBUG)["timestamp_ms"] / 1000)
     assert appraise_offline(debug, NitroVerifier()).refusals[0].detail == "debug_enabled"
+
+
+SPECIFICATION = "evervault_spec_valid_attestation_doc_in_non_debug_mode_with_correct_pcrs_time_sensitive.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "reasons"),
+    [
+        ("evervault_non-debug-cert-containing-attestation-document-18-1-23.pem", []),
+        ("evervault_debug-mode-cert-containing-attestation-doc-18-1-23.pem", ["debug_enabled"]),
+    ],
+)
+def test_documents_in_certificates(name: str, reasons: list[str]) -> None:
+    """Documents that their source keeps as a name of a TLS certificate, with the registers that it says they have."""
+    registers = json.loads((vector_directory("nitro") / SPECIFICATION).read_text())["pcrs"]
+    certificate = x509.load_pem_x509_certificates(evidence(name))[0]
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    document = bytes.fromhex(max(names.get_values_for_type(x509.DNSName), key=len).partition(".")[0])
+    at = certificate.not_valid_before_utc.timestamp()
+    claims = NitroVerifier().verify(document, at=at)
+    assert ({register: claims.measurements[register] for register in registers} == registers) == (not reasons)
+    policy = nitro_policy({f"pcr{i}": claims.measurements[f"pcr{i}"] for i in (0, 1, 2, 8)}, required_claims=["nonce"])
+    result = appraise_offline(OfflineRequest(EvidenceKind.NITRO, document, policy, at), NitroVerifier())
+    assert [item.detail for item in result.refusals] == reasons
 
 
 @pytest.mark.parametrize("name", [PRODUCTION, DEBUG])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from tensorguard.evidence.nvidia.verifier import (
     NVIDIA_DEVICE_IDENTITY_ROOT_SHA256,
     GpuVerifier,
 )
+from tensorguard.store.revocations import RevocationKind, Subject
 from tests.support.attestation_vectors import vector_directory
 from tests.support.synthetic_pki.certificates import NOW
 from tests.support.synthetic_pki.nvidia import FIRMWARE, MEASUREMENTS, MODEL, NONCE, OPAQUE, Gpu, dice, evidence
@@ -46,12 +48,22 @@ def test_claims() -> None:
     (gpu,) = verify(GOOD)
     assert gpu == GpuClaims(
         nonce=NONCE,
-        device_id=f"{GPU.chain[1].certificate.serial_number:x}",
+        device_id=GPU.device_id,
         model=MODEL,
         driver_version="590.12",
         vbios_version="96.00.A5.00.01",
         measurements={str(index): value.hex() for index, value in MEASUREMENTS.items()},
     )
+
+
+@pytest.mark.parametrize(
+    ("serial", "text"), [(0xB2C3D4E5F60718293, "0b2c3d4e5f60718293"), (0x41 << 64, "41" + "00" * 8)]
+)
+def test_a_serial_number_is_whole_bytes(serial: int, text: str) -> None:
+    """As a policy lists it, and as `tensafe revoke chip` takes it."""
+    gpu = Gpu.create(serial=serial)
+    assert verify(evidence(gpu.device()), gpu)[0].device_id == text
+    Subject(RevocationKind.CHIP, value=text).validate()
 
 
 def test_no_byte_of_a_report_can_be_changed() -> None:
@@ -61,6 +73,28 @@ def test_no_byte_of_a_report_can_be_changed() -> None:
         mutated[position] ^= 1 << position % 8
         changed = {**device, "evidence": base64.b64encode(mutated).decode()}
         assert reason(evidence(changed)) == "signature"
+
+
+def test_no_byte_of_a_certificate_can_be_changed() -> None:
+    """But one that says nothing: how many bits of a certificate's signature are unused, where that many are zero."""
+    certificates = [item.der for item in reversed(GPU.chain)]
+    for number, good in enumerate(certificates):
+        accepted = set()
+        for position in range(len(good)):
+            changed = bytearray(good)
+            changed[position] ^= 1 << position % 8
+            chain = b"".join(map(pem, [*certificates[:number], bytes(changed), *certificates[number + 1 :]]))
+            try:
+                verify(evidence({**GPU.device(), "certificate": base64.b64encode(chain).decode()}))
+            except EvidenceRefusedError:
+                continue
+            accepted.add(position)
+        signature = x509.load_der_x509_certificate(good).signature
+        assert accepted <= {len(good) - len(signature) - 1}
+
+
+def pem(der: bytes) -> bytes:
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
 
 
 def test_what_is_not_signed_is_not_believed() -> None:

@@ -136,7 +136,13 @@ def test_an_sgx_quote_is_not_tdx(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["cda_tdx_quote_live.dat", "trustee_tdx_quote_6.dat", "gotdx_cos-113-tdx-quote.dat", "dcapqvl_tdx-quote.hex"],
+    [
+        "cda_tdx_quote_live.dat",
+        "trustee_tdx_quote_6.dat",
+        "gotdx_cos-113-tdx-quote.dat",
+        "dcapqvl_tdx-quote.hex",
+        "dcapqvl_quote-from-tappd.hex",
+    ],
 )
 def test_quotes_without_collateral_are_well_formed(folder: Path, name: str) -> None:
     data = (folder / name).read_bytes()
