@@ -23,7 +23,7 @@ from sqlalchemy import Connection, select
 from tensorguard.crypto import canonical
 from tensorguard.errors import InternalError, InvalidInputError
 from tensorguard.evidence.keys import AttestorKey, KeySet
-from tensorguard.store.audit_head import GENESIS, AuditError, AuditHead, HeadKeeper
+from tensorguard.store.audit_head import GENESIS, AuditError, AuditHead, HeadKeeper, check_not_set_back
 from tensorguard.store.database import Database
 from tensorguard.store.schema import AUDIT
 
@@ -44,6 +44,8 @@ class AuditLog:
         self._key = key
         self._heads = heads
         self._clock = clock
+        self._newest = AuditHead(0, GENESIS)
+        """That this process knows of."""
 
     @property
     def head(self) -> AuditHead:
@@ -56,11 +58,13 @@ class AuditLog:
         """A writing transaction that ends with a record: what the block changes is committed with it, or not at all.
 
         `fields` is read when the block ends; it holds JSON values, and never secrets. Nothing may be answered before
-        this context is left, and nothing when leaving raises: InternalError, UnavailableError or ConfigurationError.
+        this context is left, and nothing when leaving raises: InternalError, UnavailableError, ConfigurationError, or
+        RollbackError when the database was set back since the last record.
         """
         with self._database.writing() as connection:
             yield connection
             head = self._append(connection, event, fields)
+        self._newest = head
         self._heads.keep(head, self._key, int(self._clock()))
 
     def append(self, event: str, fields: Mapping[str, Any]) -> None:
@@ -72,6 +76,7 @@ class AuditLog:
         if clash := _OWN_FIELDS & fields.keys():
             raise InternalError(f"audit fields {sorted(clash)} are reserved")
         last = head_of(connection)
+        self._check_goes_on(connection, last)
         record: dict[str, Any] = {
             **fields,
             "record": last.records + 1,
@@ -88,6 +93,13 @@ class AuditLog:
             raise InternalError("the audit record is too large")
         connection.execute(AUDIT.insert().values(record=record["record"], hash=record["hash"], line=line.decode()))
         return AuditHead(last.records + 1, digest.hex())
+
+    def _check_goes_on(self, connection: Connection, last: AuditHead) -> None:
+        """Raises RollbackError. Without this, new records would grow past the heads kept outside, and hide it."""
+        newest = self._newest
+        if last != newest:
+            rows = connection.execute(select(AUDIT.c.record, AUDIT.c.hash).where(AUDIT.c.record == newest.records))
+            check_not_set_back(last, [newest], {row.record: row.hash for row in rows})
 
 
 def head_of(connection: Connection) -> AuditHead:

@@ -152,6 +152,6 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 _WHAT_TO_DO = (
-    "Restore the newest database; if it is lost, budgets and revocations since then are too: revoke again what was "
-    "revoked, then run `tensafe attestor accept-rollback`"
+    "Stop its attestors and restore the newest database. If that is lost, budgets and revocations since then are too: "
+    "run `tensafe attestor accept-rollback`, revoke again what was revoked, and only then start an attestor"
 )

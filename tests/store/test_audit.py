@@ -13,7 +13,7 @@ from tensorguard.errors import InternalError
 from tensorguard.evidence.keys import AttestorKey
 from tensorguard.store import audit
 from tensorguard.store.audit import AuditLog, records_in_file, records_of, verify_newest, verify_records
-from tensorguard.store.audit_head import AuditError, AuditHead, HeadKeeper
+from tensorguard.store.audit_head import AuditError, AuditHead, HeadKeeper, RollbackError
 from tensorguard.store.database import Database
 from tensorguard.store.schema import AUDIT, SETTINGS
 
@@ -46,6 +46,20 @@ def test_records_are_read_in_pages(database: Database, lines: list[bytes], monke
         with database.reading() as connection:
             assert list(records_of(connection)) == lines
             assert list(records_of(connection, after=3)) == lines[3:]
+
+
+def test_a_database_that_is_set_back_while_it_is_used_takes_no_more_records(database: Database, log: AuditLog) -> None:
+    """However long it has grown again meanwhile."""
+    with database.writing() as connection:
+        connection.execute(delete(AUDIT).where(AUDIT.c.record > 3))
+    with pytest.raises(RollbackError, match="ends with audit record 3, but record 5 was written before"):
+        log.append("attest", {})
+    other = AuditLog(database, KEY, HeadKeeper([]), clock=lambda: 2000.0)
+    for number in range(4):
+        other.append("attest", {"number": number})
+    with pytest.raises(RollbackError, match="another audit record 5"):
+        log.append("attest", {})
+    assert log.head == other.head == AuditHead(7, other.head.hash)
 
 
 def test_two_processes_continue_one_chain(database: Database) -> None:

@@ -6,6 +6,8 @@ and old sequences in test_release.py, single revocations in test_revocation.py, 
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -209,6 +211,30 @@ def test_a_database_from_an_old_backup_is_refused_and_its_lost_tokens_are_worth_
         with pytest.raises(TokenError, match="no record of this token"):
             ask(bench, method, token, workload.identity, lease.lease_id)
     assert [item["reason"] for item in decisions(bench)[-2:]] == ["token", "token"]
+
+
+def test_a_database_that_is_set_back_under_a_running_attestor_releases_nothing(bench: Bench, tmp_path: Path) -> None:
+    """By the database's own tools: else its new records would soon be more than the heads outside have seen."""
+    workload = bench.workload()
+    lease = workload.release_key(bench.release, tokens_wanted=10).terms
+    backup = tmp_path / "backup.sqlite3"
+    back_up(bench.attestor.state, backup)
+    workload.renew(lease.lease_id, tokens_used=1, tokens_wanted=GRANT)
+    kept = (bench.state.state_dir / "audit.head").read_bytes()
+    with (
+        contextlib.closing(sqlite3.connect(backup)) as source,
+        contextlib.closing(sqlite3.connect(bench.state.state_dir / FILE_NAME)) as live,
+    ):
+        source.backup(live)
+    for attempt in (
+        lambda: workload.renew(lease.lease_id, tokens_used=1, tokens_wanted=GRANT),
+        lambda: workload.release_key(bench.release, tokens_wanted=GRANT),
+        lambda: bench.workload().token(),
+    ):
+        with pytest.raises(InternalError, match="it was set back"):
+            attempt()
+    assert granted(bench) == 10
+    assert (bench.state.state_dir / "audit.head").read_bytes() == kept
 
 
 # Everything revoked
