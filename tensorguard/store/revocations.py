@@ -63,6 +63,9 @@ class Subject:
                 check_sequence(self.sequence)
         elif not _VALUES[self.kind].match(self.value):
             raise InvalidInputError(f"this is not how a {self.kind.value} is named: {_HOW_NAMED[self.kind]}")
+        elif self.kind is RevocationKind.MEASUREMENT and not self.value.strip("0"):
+            # Any register counts, and most workloads have one that is not in use.
+            raise InvalidInputError("registers that are not in use are zero: name the value of the code's own register")
 
 
 _HOW_NAMED = {

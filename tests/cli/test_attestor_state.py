@@ -150,6 +150,7 @@ def test_revocation_is_on_record(folder: Path, capsys: pytest.CaptureFixture[str
         ("key", "xyz"),
         ("workload", "ab" * 32),
         ("measurement", "AB" * 48),
+        ("measurement", "00" * 48),  # of every workload that has a register it does not use
         ("chip", ""),
         ("nothing", "x"),
     ],
