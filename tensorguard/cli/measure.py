@@ -53,6 +53,7 @@ def measure(
         typer.Option(help="Evidence of a machine that runs the image, raw or hexadecimal text."),
     ] = None,
     endorsements: options.Endorsements = None,
+    more_endorsements: options.MoreEndorsements = None,
     at: options.At = "",
     register: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -65,7 +66,8 @@ def measure(
     simulated: of the installed code. nitro: of an enclave image, from nitro-cli's JSON. tdx, snp and nitro: of verified
     evidence of a reference machine. What cannot be derived is refused (exit code 2).
     """
-    found = _derive(kind, image, evidence, endorsements or [], at, register or [])
+    given = [*(endorsements or ()), *(more_endorsements or ())]
+    found = _derive(kind, image, evidence, given, at, register or [])
     document = found.model_dump(mode="json", exclude={"note"})
     typer.echo(json.dumps(document) if as_json else yaml.safe_dump([document], sort_keys=False).rstrip())
 

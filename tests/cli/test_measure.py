@@ -66,6 +66,18 @@ def test_of_verified_evidence(capsys: pytest.CaptureFixture[str], quote: list[ob
     assert values.keys() == {"mrtd", "rtmr0", "rtmr1", "rtmr2", "mrseam"}
 
 
+def test_several_endorsements_follow_one_option(
+    capsys: pytest.CaptureFixture[str], quote: list[object], tmp_path: Path
+) -> None:
+    """As `tensafe evidence verify` takes them."""
+    parts = [tmp_path / f"part{number}" for number in range(5)]
+    for path, part in zip(parts, Collateral().parts(), strict=True):
+        path.write_bytes(part)
+    evidence, at = quote[:2], quote[4:]
+    code, out, _ = measured(capsys, "tdx", *evidence, *at, "--endorsements", *parts, "--json")
+    assert (code, json.loads(out)["values"]["mrtd"]) == (0, MRTD.hex())
+
+
 def test_evidence_that_does_not_verify_gives_no_measurement(
     capsys: pytest.CaptureFixture[str], quote: list[object], tmp_path: Path
 ) -> None:
