@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,3 +38,17 @@ def running_postgresql(programs: Path) -> Iterator[str]:
             yield f"postgresql://tensafe@/postgres?host={folder}"
         finally:
             call(str(programs / "pg_ctl"), "-D", str(data), "-m", "fast", "-w", "stop")
+
+
+def new_database(server: str) -> str:
+    """URL of an empty database of its own on the server."""
+    import sqlalchemy  # not at the top: every test's configuration imports this module
+
+    name = f"test_{uuid.uuid4().hex}"
+    engine = sqlalchemy.create_engine(
+        server.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return server.replace("/postgres?", f"/{name}?")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tensorguard.evidence.release import RevocationNotice
+from tensorguard.evidence.workload import Workload
 from tensorguard.store.revocations import Subject, revoke
 from tensorguard.store.state import AttestorState
 
@@ -20,6 +24,13 @@ def revoke_now(state_dir: Path, subject: Subject) -> None:
         state.audit.recording("revoke", {"kind": subject.kind.value}) as connection,
     ):
         revoke(connection, subject, "", int(time.time()))
+
+
+def first_notice(workload: Workload) -> queue.Queue[RevocationNotice]:
+    """What the attestor tells `workload` first, as soon as it does: `get(timeout=SECONDS)`."""
+    notices: queue.Queue[RevocationNotice] = queue.Queue()
+    threading.Thread(target=lambda: notices.put(next(workload.watch_revocations(0))), daemon=True).start()
+    return notices
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

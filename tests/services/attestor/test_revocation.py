@@ -26,6 +26,7 @@ from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.release import Release, RevocationNotice
 from tensorguard.evidence.result import AttestationResult
 from tensorguard.store.revocations import RevocationKind, Subject, revoke
+from tests.support.revocations import SECONDS, first_notice
 
 from .conftest import CODE, Bench
 
@@ -161,11 +162,13 @@ def test_a_revoked_measurement_names_the_workloads_that_run_it(bench: Bench) -> 
     holder = bench.workload()
     holder.token()
     watcher = bench.workload()
-    stream = watcher.watch_revocations(0)
-    revoke_first = threading.Timer(0.3, revoke_now, (bench, RevocationKind.MEASUREMENT), {"value": CODE})
-    revoke_first.start()
-    notice = next(stream)
-    assert set(notice.workloads) == {holder.identity.public.thumbprint, watcher.identity.public.thumbprint}
+    watcher.token()
+    told = first_notice(watcher)
+    revoke_now(bench, RevocationKind.MEASUREMENT, value=CODE)
+    assert set(told.get(timeout=SECONDS).workloads) == {
+        holder.identity.public.thumbprint,
+        watcher.identity.public.thumbprint,
+    }
 
 
 def test_a_revocation_from_before_is_told_at_once_and_not_again(bench: Bench) -> None:
