@@ -9,11 +9,15 @@ import pytest
 import yaml
 
 from services.attestor.appraiser import MAX_GPU_EVIDENCE_BYTES
-from tensorguard.errors import EvidenceRefusedError, InvalidInputError
+from tensorguard.errors import EvidenceRefusedError, InvalidInputError, RevokedError
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.nvidia.verifier import GpuVerifier
+from tensorguard.evidence.release import RevocationNotice
 from tensorguard.evidence.result import AttestationResult
+from tensorguard.evidence.workload import Workload
+from tensorguard.store.revocations import RevocationKind, Subject
+from tests.support.revocations import SECONDS, first_notice, revoke_now
 from tests.support.synthetic_pki.certificates import issue
 from tests.support.synthetic_pki.nvidia import MODEL, Gpu, evidence
 
@@ -55,6 +59,18 @@ def attest(bench: Bench, gpus: Gpus | None, role: Role = Role.INFERENCE) -> Atte
     return client.verifier().verify(token)
 
 
+def host_with(bench: Bench, gpus: Gpus) -> Workload:
+    return Workload(
+        bench.client(),
+        WorkloadIdentity.generate(),
+        bench.platform(),
+        role=Role.INFERENCE,
+        tenant="tenant",
+        gpus=gpus,
+        clock=bench.clock,
+    )
+
+
 def detail(bench: Bench) -> str:
     record = json.loads(bench.audit_lines[-1])
     found: str = record["detail"]
@@ -63,7 +79,7 @@ def detail(bench: Bench) -> str:
 
 def test_a_token_names_them(bench: Bench) -> None:
     gpus = Gpus()
-    assert attest(bench, gpus).gpu_ids == (f"{gpus.gpu.chain[1].certificate.serial_number:x}",)
+    assert attest(bench, gpus).gpu_ids == (gpus.gpu.device_id,)
     record = json.loads(bench.audit_lines[-1])
     assert len(record["gpu_evidence_sha256"]) == 64
 
@@ -87,6 +103,22 @@ def test_evidence_of_another_exchange_is_refused(bench: Bench) -> None:
     with pytest.raises(EvidenceRefusedError):
         attest(bench, replaying)
     assert detail(bench) == "gpu_nonce_mismatch"
+
+
+def test_a_revoked_gpu(bench: Bench) -> None:
+    """As `tensafe revoke chip` names it; the host's other GPUs and other hosts are not concerned."""
+    gpus, others = Gpus(), Gpus()
+    host, other = host_with(bench, gpus), host_with(bench, others)
+    host.token()
+    told = first_notice(other)
+    revoke_now(bench.state.state_dir, Subject(RevocationKind.CHIP, value=gpus.gpu.device_id))
+    assert told.get(timeout=SECONDS) == RevocationNotice(1, workloads=(host.identity.public.thumbprint,))
+    with pytest.raises(RevokedError, match="this chip was revoked"):
+        attest(bench, gpus)
+    assert detail(bench) == "chip_revoked"
+    with pytest.raises(RevokedError):
+        next(host.watch_revocations(0))
+    attest(bench, others)
 
 
 def test_other_roles_are_not_asked(bench: Bench) -> None:
