@@ -265,6 +265,7 @@ class CoprocessorSession:
         )
         with self._lock:
             adapters, kind = dict(self._adapters), self._kind
+            # Before it is sent a key; `ensure_open` looks again, for what is revoked while this goes on.
             revoked = self._revocation(handshake, adapters.values())
         keys: KeySchedule | None = None
         try:

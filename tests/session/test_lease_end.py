@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tensorguard.errors import LeaseExpiredError, TenSafeError
+from tensorguard.errors import LeaseExpiredError, TenSafeError, UnavailableError
 from tensorguard.evidence.development import DevelopmentState
+from tensorguard.evidence.release import LeaseTerms
+from tensorguard.evidence.workload import Workload
 from tensorguard.session.client import CoprocessorSession
 from tests.session.test_client import activations, check_delta, session_with
 from tests.support.coprocessor import ADAPTER, RestartableAttestor, World, running_world
@@ -41,6 +44,29 @@ def until_it_changes(session: CoprocessorSession, usual: str, seconds: float) ->
 
 def lease_end(world: World) -> int:
     return world.coprocessor.servicer._store.get(ADAPTER).meter.terms.expires_at
+
+
+def test_an_attestor_that_only_keeps_silent_does_not_extend_a_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing drops the adapter while the renewal waits for its answer: the meter refuses by the clock alone."""
+    released = threading.Event()
+
+    def waits(self: Workload, *_: object, **__: object) -> LeaseTerms:
+        released.wait(4 * LEASE_SECONDS)
+        raise UnavailableError("no answer")
+
+    with running_world(tmp_path, lease_seconds=LEASE_SECONDS) as world, session_with(world) as session:
+        monkeypatch.setattr(Workload, "renew", waits)
+        time.sleep(1.5)  # a renewal that had begun before is over
+        expected = lease_end(world)
+        try:
+            reason, stopped = until_it_changes(session, "", 3 * LEASE_SECONDS)
+            assert reason == "lease_expired"
+            assert abs(stopped - expected) <= TOLERANCE_SECONDS
+            assert world.coprocessor.servicer._store.all(), "the keeper still waits, and so did not drop it"
+        finally:
+            released.set()
 
 
 def test_serving_stops_at_the_leases_end_and_resumes_by_itself(tmp_path: Path) -> None:

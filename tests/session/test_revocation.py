@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import structlog.testing
 
 from tensorguard.errors import DeltaUnavailableError, RevokedError, UnavailableError
 from tensorguard.evidence.release import RevocationNotice
 from tensorguard.session.client import CoprocessorSession
+from tensorguard.session.handshake import HostHandshake
 from tests.session.test_client import activations, check_delta, fails, session_with
 from tests.support.coprocessor import ADAPTER, World
 
@@ -50,6 +52,18 @@ def test_what_does_not_concern_a_session_leaves_it(world: World, notice: Revocat
     with session_with(world) as session:
         session.revoke(notice)
         check_delta(world, session, activations(1), 0, "qkv")
+
+
+@pytest.mark.parametrize("what", ["host", "coprocessor", "version", "package"])
+def test_whoever_is_revoked_is_sent_no_further_key(world: World, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    with session_with(world, first_backoff_seconds=0.0) as session:
+        announced: list[object] = []
+        monkeypatch.setattr(HostHandshake, "announce_key", lambda self, *_: announced.append(self))
+        session.revoke(notices(session)[what])
+        with structlog.testing.capture_logs() as logs, pytest.raises(DeltaUnavailableError):
+            session.ensure_open()
+        assert announced == []
+        assert [line["reason"] for line in logs if line["event"] == "session not opened"] == ["revoked"]
 
 
 def test_a_revocation_while_the_session_is_opened_again_is_not_lost(
