@@ -18,13 +18,20 @@ import pytest
 from tensorguard.cli.demo_setup import BASE_NAME, DEMO_ADAPTER
 from tensorguard.stack.health import HealthProbe
 from tensorguard.stack.process import ServiceSpec
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import Stack, reference
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 MAX_TOKENS = 64
 TOKENS_BEFORE = 3
 NOTICED_SECONDS = 15.0
 """Half of what a delta may take from a coprocessor that is alive; silence is noticed within 2 s on an idle machine."""
+
+
+@pytest.fixture(scope="module")
+def expected(stack: Stack, prompts: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
+    """The tokens of the adapter's answers to the first two prompts."""
+    answers = reference(stack, prompts[:2], MAX_TOKENS, tmp_path_factory.mktemp("reference"))
+    return [answer["token_ids"] for answer in answers]
 
 
 def client_of(stack: Stack) -> openai.AsyncOpenAI:
@@ -105,7 +112,7 @@ def started_again(spec: ServiceSpec, log: Path) -> Iterator[None]:
 
 
 async def test_a_coprocessor_that_stalls_fails_only_its_requests(
-    stack: Stack, prompts: list[str], reference: list[dict[str, Any]]
+    stack: Stack, prompts: list[str], expected: list[list[int]]
 ) -> None:
     pid = stack.pid("he_lora")
     base = await ask(client_of(stack), BASE_NAME, prompts[0])
@@ -115,19 +122,19 @@ async def test_a_coprocessor_that_stalls_fails_only_its_requests(
         os.kill(pid, signal.SIGCONT)
     assert TOKENS_BEFORE <= len(adapted) < MAX_TOKENS
     # Nothing that left was computed without its delta.
-    assert adapted == reference[0]["token_ids"][: len(adapted)]
+    assert adapted == expected[0][: len(adapted)]
     assert plain == base
-    assert await ask_until_back(client_of(stack), prompts[0]) == reference[0]["token_ids"]
+    assert await ask_until_back(client_of(stack), prompts[0]) == expected[0]
 
 
 async def test_a_coprocessor_that_dies_fails_only_its_requests_and_is_found_again(
-    stack: Stack, prompts: list[str], reference: list[dict[str, Any]], coprocessor: ServiceSpec, tmp_path: Path
+    stack: Stack, prompts: list[str], expected: list[list[int]], coprocessor: ServiceSpec, tmp_path: Path
 ) -> None:
     client = client_of(stack)
     base = await ask(client, BASE_NAME, prompts[1])
     adapted, plain = await fail_in_the_middle(stack, prompts[1], signal.SIGKILL, stack.pid("he_lora"))
     assert TOKENS_BEFORE <= len(adapted) < MAX_TOKENS
-    assert adapted == reference[1]["token_ids"][: len(adapted)]
+    assert adapted == expected[1][: len(adapted)]
     assert plain == base
     # Never the base model's answer under the adapter's name.
     with pytest.raises(openai.InternalServerError) as caught:
@@ -135,4 +142,4 @@ async def test_a_coprocessor_that_dies_fails_only_its_requests_and_is_found_agai
     assert caught.value.status_code == 503 and caught.value.code == "delta_unavailable"
     assert await ask(client, BASE_NAME, prompts[1]) == base
     with started_again(coprocessor, tmp_path / "coprocessor.log"):
-        assert await ask_until_back(client, prompts[1]) == reference[1]["token_ids"]
+        assert await ask_until_back(client, prompts[1]) == expected[1]

@@ -50,6 +50,9 @@ ENVIRONMENT_DEFAULTS = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",
 }
 
+_END_SECONDS = 15.0
+"""The engine process gives its workers up to nine seconds to end; killed before that, it leaves shared memory."""
+
 
 class EngineCore:
     """A running vLLM engine and its adapters. Create it with `start` inside a running event loop."""
@@ -200,7 +203,7 @@ class EngineCore:
         self._closed = True
         atexit.unregister(self.shutdown)
         self._registry.close()
-        self.llm.shutdown(timeout=5.0)
+        self.llm.shutdown(timeout=_END_SECONDS)
         # Its __del__ would do it again, possibly when the interpreter has already taken vLLM's modules apart.
         self.llm.shutdown = lambda timeout=None: None
 
