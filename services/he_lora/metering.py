@@ -33,6 +33,7 @@ class TokenMeter:
     def charge(self, layer: int, group: str, tokens: int) -> None:
         """Charge `tokens` to a group, or refuse: LeaseExpiredError, BudgetExhaustedError."""
         with self._lock:
+            # Whoever looked the adapter up has asked before; what counts is the moment of the charge.
             if self._clock() >= self._terms.expires_at:
                 raise LeaseExpiredError("the lease is over")
             seen = self._seen.get((layer, group), 0) + tokens

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from tensorguard.errors import RevokedError, TenSafeError
+from tensorguard.errors import RevokedError, TenSafeError, TokenError
 from tensorguard.evidence.release import RevocationNotice
 from tensorguard.evidence.workload import Workload
 
@@ -66,6 +66,9 @@ class RevocationFollower:
                 log.warning("revocation", number=notice.number, package=notice.package_id)
                 self._apply(notice)
                 self._seen = max(self._seen, notice.number)
+        except TokenError:
+            self._seen = 0  # the attestor's database may have been set back, and the numbers in it
+            raise
         except RevokedError:
             self._apply(RevocationNotice(self._seen, workloads=(self._workload.identity.public.thumbprint,)))
             raise

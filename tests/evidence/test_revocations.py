@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tensorguard.errors import RevokedError, TenSafeError, UnavailableError
+from tensorguard.errors import RevokedError, TenSafeError, TokenError, UnavailableError
 from tensorguard.evidence.identity import WorkloadIdentity
 from tensorguard.evidence.release import RevocationNotice
 from tensorguard.evidence.revocations import RevocationFollower
@@ -62,6 +62,16 @@ def test_it_asks_again_behind_the_last_notice_whatever_ended_the_stream() -> Non
     follow(workload, seen.append, workload.idle.is_set)
     assert seen == [first, second, third]
     assert workload.asked[:5] == [0, 1, 2, 2, 5]
+
+
+def test_an_attestor_that_has_forgotten_its_token_is_asked_for_all() -> None:
+    """Its database was set back: the next revocation may have a number that was seen before."""
+    before, after = RevocationNotice(3, "package", 1), RevocationNotice(2, "package", 2)
+    workload = Workload([before], [TokenError("no record of this token")], [after])
+    seen: list[RevocationNotice] = []
+    follow(workload, seen.append, workload.idle.is_set)
+    assert seen == [before, after]
+    assert workload.asked[:4] == [0, 3, 0, 2]
 
 
 def test_a_notice_that_could_not_be_applied_comes_again() -> None:

@@ -49,7 +49,7 @@ def lease_end(world: World) -> int:
 def test_an_attestor_that_only_keeps_silent_does_not_extend_a_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing drops the adapter while the renewal waits for its answer: the meter refuses by the clock alone."""
+    """Nothing drops the adapter while the renewal waits for its answer: the clock alone refuses it."""
     released = threading.Event()
 
     def waits(self: Workload, *_: object, **__: object) -> LeaseTerms:
@@ -64,6 +64,8 @@ def test_an_attestor_that_only_keeps_silent_does_not_extend_a_lease(
             reason, stopped = until_it_changes(session, "", 3 * LEASE_SECONDS)
             assert reason == "lease_expired"
             assert abs(stopped - expected) <= TOLERANCE_SECONDS
+            with pytest.raises(LeaseExpiredError, match="lease on this adapter is over"):
+                session.attach(ADAPTER)
             assert world.coprocessor.servicer._store.all(), "the keeper still waits, and so did not drop it"
         finally:
             released.set()
