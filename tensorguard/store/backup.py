@@ -44,6 +44,9 @@ def restore(backup: Path, directory: Path) -> Path:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"cannot make state directory {directory}: {error.strerror}") from None
+    for path in (target.with_name(f"{FILE_NAME}{suffix}") for suffix in ("-wal", "-shm")):
+        if path.exists():  # SQLite would write what is in it into the restored database
+            raise ConfigurationError(f"{path} is of the database that was there: move it away with that one")
     with _new_file(target):
         _copy(backup, target)
     return target

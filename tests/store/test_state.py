@@ -255,6 +255,21 @@ def test_neither_backup_nor_restoration_overwrites(folder: Path, tmp_path: Path)
         restore(tmp_path / "nowhere", folder)
 
 
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_what_a_crash_left_of_the_old_database_is_not_written_into_the_new_one(
+    folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    with AttestorState.open(folder) as state:
+        back_up(state, tmp_path / "backup")
+    (folder / FILE_NAME).unlink()
+    (folder / f"{FILE_NAME}{suffix}").write_bytes(b"left")
+    with pytest.raises(ConfigurationError, match="move it away"):
+        restore(tmp_path / "backup", folder)
+    assert not (folder / FILE_NAME).exists()
+    (folder / f"{FILE_NAME}{suffix}").unlink()
+    restore(tmp_path / "backup", folder)
+
+
 def test_a_file_that_is_no_backup_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "backup").write_bytes(b"x" * 5000)
     with pytest.raises(ConfigurationError, match="is not a database"):
