@@ -9,6 +9,16 @@ from tensorguard.evidence.snp.policy import SnpPolicy
 from tensorguard.evidence.tdx.claims import TcbStatus
 from tensorguard.evidence.tdx.policy import TdxPolicy
 
+_TDX_FLAGS = {
+    "allow_dynamic_platform": "TDX platforms that processors can be added to later",
+    "allow_cached_keys": "TDX platforms whose root keys Intel's registration service keeps",
+    "allow_smt": "TDX platforms with SMT, where others may run on the same core",
+}
+_SNP_FLAGS = {
+    "allow_smt": "SEV-SNP guests on machines with SMT, where others may run on the same core",
+    "allow_cxl": "SEV-SNP guests with memory behind CXL devices",
+}
+
 
 def weaknesses(policy: Policy) -> list[str]:
     """One line each, most serious first; none for a strict policy."""
@@ -39,7 +49,7 @@ def _tdx(policy: TdxPolicy) -> list[str]:
     found = [f"TDX platforms whose TCB status is {', '.join(outdated)}"] if outdated else []
     if policy.machines == "any":
         found.append("any TDX machine with an accepted status, wherever it stands (tdx.machines: any)")
-    return found
+    return found + [f"{what} (tdx.{flag})" for flag, what in _TDX_FLAGS.items() if getattr(policy, flag)]
 
 
 def _snp(policy: SnpPolicy) -> list[str]:
@@ -52,4 +62,4 @@ def _snp(policy: SnpPolicy) -> list[str]:
         found.append("any SEV-SNP chip of a listed product, wherever it stands (snp.chip_ids: any)")
     if not policy.require_crl:
         found.append("SEV-SNP evidence without AMD's revocation list (snp.require_crl: false)")
-    return found
+    return found + [f"{what} (snp.{flag})" for flag, what in _SNP_FLAGS.items() if getattr(policy, flag)]

@@ -30,12 +30,21 @@ def test_a_strict_policy_permits_nothing_special(tmp_path: Path, capsys: pytest.
 
 
 def test_what_a_policy_permits_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loose = tdx_policy(REGISTERS, tcb_statuses=["UpToDate", "OutOfDate"])
+    flags = dict.fromkeys(("allow_dynamic_platform", "allow_cached_keys", "allow_smt"), True)
+    loose = tdx_policy(REGISTERS, tcb_statuses=["UpToDate", "OutOfDate"], **flags)
     loose.update(allow_debug=True, allow_x25519=True, evidence_kinds=["tdx", "simulated"])
     code, permits = lint(tmp_path, capsys, loose)
     assert code == 0
     for words, line in zip(
-        ("simulated evidence", "debug mode", "X25519 alone", "OutOfDate", "any TDX machine", "no role has"),
+        (
+            "simulated evidence",
+            "debug mode",
+            "X25519 alone",
+            "OutOfDate",
+            "any TDX machine",
+            *(f"(tdx.{flag})" for flag in flags),
+            "no role has",
+        ),
         permits,
         strict=True,
     ):
@@ -44,11 +53,18 @@ def test_what_a_policy_permits_is_named(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_what_a_policy_for_sev_snp_permits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     registers = {"measurement": "ab" * 48}
-    assert lint(tmp_path, capsys, snp_policy(registers, chip_ids=["00" * 64], require_crl=True)) == (0, [])
-    loose = snp_policy(registers, allow_migration_agent=True, signing_keys=["vlek"], csp_ids=["CN=cloud.example"])
+    assert lint(tmp_path, capsys, snp_policy(registers, chip_ids=["00" * 64], require_crl=True, allow_smt=False)) == (
+        0,
+        [],
+    )
+    loose = snp_policy(
+        registers, allow_migration_agent=True, allow_cxl=True, signing_keys=["vlek"], csp_ids=["CN=cloud.example"]
+    )
     _, permits = lint(tmp_path, capsys, loose)
     for words, line in zip(
-        ("migration agent", "CN=cloud.example", "any SEV-SNP chip", "revocation list"), permits, strict=True
+        ("migration agent", "CN=cloud.example", "any SEV-SNP chip", "revocation list", "allow_smt", "allow_cxl"),
+        permits,
+        strict=True,
     ):
         assert words in line
 
