@@ -36,7 +36,14 @@ MAX_TLS_KEY_BYTES = 1024
 MAX_THUMBPRINT = 64
 CHIP_FIELDS = ("chip_id", "ppid")
 """What the claims of AMD and Intel evidence call the machine's id."""
-_COLLATERAL_FIELDS = ("tcb_status", "tcb_eval_data_number", "collateral_issued_at", "collateral_expires_at")
+_COLLATERAL_FIELDS = (
+    "tcb_status",
+    "tcb_eval_data_number",
+    "collateral_issued_at",
+    "collateral_expires_at",
+    "crl_number",
+    "certificate_expires_at",
+)
 
 
 @dataclass(frozen=True, slots=True)

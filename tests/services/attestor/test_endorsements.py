@@ -23,7 +23,7 @@ from tensorguard.evidence.result import AttestationResult
 from tensorguard.evidence.tdx.verifier import TdxVerifier
 from tests.support.audit import last_record
 from tests.support.policies import tdx_policy
-from tests.support.synthetic_pki.tdx import MRTD, NOW, Collateral, Pki, Quote
+from tests.support.synthetic_pki.tdx import DAY, MRTD, NOW, Collateral, Pki, Quote
 
 REGISTERS = {"mrtd": MRTD.hex(), "rtmr0": "20" * 48, "rtmr1": "21" * 48, "rtmr2": "22" * 48}
 
@@ -93,6 +93,9 @@ def test_collateral_of_the_directory_counts_as_soon_as_it_is_there(site: Site) -
     assert site.refusal(MadeUpTdx()) == (EvidenceRefusedError, "collateral_missing")
     (site.folder / "endorsements" / "tdx" / "collateral.json").write_bytes(Collateral().bundle())
     assert site.attest(MadeUpTdx()).kind is EvidenceKind.TDX
+    record = last_record(site.attestor.state)
+    assert (record["tcb_status"], record["tcb_eval_data_number"]) == ("UpToDate", 17)
+    assert (record["collateral_issued_at"], record["collateral_expires_at"]) == (NOW - DAY, NOW + 30 * DAY)
 
 
 def test_collateral_may_come_with_the_evidence(site: Site) -> None:

@@ -101,6 +101,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 def test_attested(site: Site) -> None:
     result = site.attest()
     assert (result.kind, result.simulated) == (EvidenceKind.SNP, False)
+    record = last_record(site.attestor.state)
+    assert (record["crl_number"], record["certificate_expires_at"]) == (7, (snp.START + snp.YEAR).timestamp())
 
 
 @pytest.mark.parametrize(
