@@ -14,8 +14,9 @@ from services.attestor.decisions import Decisions
 from tensorguard.errors import AuthenticationError, ConfigurationError, InvalidInputError, PermissionDeniedError
 from tensorguard.evidence.identity import thumbprint
 from tensorguard.evidence.tls import ATTESTOR
-from tensorguard.rpc.certificates import Authority, ServiceName, check_issued, read_request
+from tensorguard.rpc.certificates import ServiceName, check_issued, read_request
 from tensorguard.rpc.tls import Peer, TlsIdentity
+from tensorguard.store.authority import Authorities
 from tensorguard.store.enrolments import ENROLLED_ROLES, use_enrolment
 from tensorguard.store.revocations import check_workload_not_revoked
 
@@ -29,13 +30,13 @@ class CertificateIssuer:
 
     def __init__(
         self,
-        authority: Authority | None,
+        authorities: Authorities | None,
         decisions: Decisions,
         *,
         enrolled_seconds: int = ENROLLED_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._authority = authority
+        self._authorities = authorities
         self._decisions = decisions
         self._enrolled_seconds = enrolled_seconds
         self._clock = clock
@@ -63,7 +64,7 @@ class CertificateIssuer:
         Raises AuthenticationError, PermissionDeniedError, InvalidInputError, RevokedError.
         """
         with self._decisions.deciding("renew_certificate", peer) as record:
-            authority, now = self._require_tls(), self._clock()
+            authorities, now = self._require_tls(), self._clock()
             if caller is None:
                 raise AuthenticationError("a certificate is renewed with itself: call the address that asks for it")
             name = caller.name
@@ -71,7 +72,7 @@ class CertificateIssuer:
             if name.role not in ENROLLED_ROLES:
                 raise PermissionDeniedError("attested services get their certificates by attesting again")
             # A connection may be older than the certificate's end.
-            check_issued(caller.certificate, authority.certificate, now)
+            check_issued(caller.certificate, (item.certificate for item in authorities.trusted()), now)
             record.authenticated = True
             key = read_request(request)
             if key != caller.certificate.public_key():
@@ -84,32 +85,34 @@ class CertificateIssuer:
         return certificate
 
     def _issue(self, key: ec.EllipticCurvePublicKey, name: ServiceName, now: float, life_seconds: float) -> bytes:
-        certificate = self._require_tls().issue(key, name, now=now, life_seconds=life_seconds)
+        certificate = self._require_tls().current.issue(key, name, now=now, life_seconds=life_seconds)
         return certificate.public_bytes(serialization.Encoding.DER)
 
-    def _require_tls(self) -> Authority:
-        if self._authority is None:
+    def _require_tls(self) -> Authorities:
+        if self._authorities is None:
             raise ConfigurationError("this attestor runs without TLS and certifies nobody: set mutual_listen")
-        return self._authority
+        return self._authorities
 
 
 class OwnCertificate:
-    """The attestor's own certificate, which it makes anew in time."""
+    """The attestor's own certificate, which it makes anew in time, and in each step of a rotation."""
 
-    def __init__(self, authority: Authority, *, clock: Callable[[], float] = time.time) -> None:
-        self._authority = authority
+    def __init__(self, authorities: Authorities, *, clock: Callable[[], float] = time.time) -> None:
+        self._authorities = authorities
         self._clock = clock
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._made_at = 0.0
         self._identity: TlsIdentity | None = None
+        self._issuer = b""
 
     def identity(self) -> TlsIdentity:
         """What to show in TLS now."""
-        now = self._clock()
-        if self._identity is None or not 0 <= now - self._made_at < _OWN_SECONDS / 2:
-            certificate = self._authority.issue(self._key.public_key(), ATTESTOR, now=now, life_seconds=_OWN_SECONDS)
-            self._identity = TlsIdentity(_pem(self._key), _pem_of(certificate), self._authority.pem)
-            self._made_at = now
+        now, issuer, trusted = self._clock(), self._authorities.current, self._authorities.pem
+        young = 0 <= now - self._made_at < _OWN_SECONDS / 2
+        if self._identity is None or not young or (self._issuer, self._identity.authority) != (issuer.pem, trusted):
+            certificate = issuer.issue(self._key.public_key(), ATTESTOR, now=now, life_seconds=_OWN_SECONDS)
+            self._identity = TlsIdentity(_pem(self._key), _pem_of(certificate), trusted)
+            self._made_at, self._issuer = now, issuer.pem
         return self._identity
 
 

@@ -73,8 +73,8 @@ def build_attestor(settings: AttestorSettings, *, clock: Callable[[], float] = t
     try:
         decisions = Decisions(state.audit)
         nonces = NonceStore(state.database, life_seconds=settings.nonce_seconds, clock=clock)
-        own = OwnCertificate(state.authority, clock=clock) if settings.mutual_listen else None
-        certificates = CertificateIssuer(state.authority if own else None, decisions, clock=clock)
+        own = OwnCertificate(state.authorities, clock=clock) if settings.mutual_listen else None
+        certificates = CertificateIssuer(state.authorities if own else None, decisions, clock=clock)
         callers = Callers(state.keys, policy, state.database, clock=clock)
         servicer = AttestorServicer(
             state.keys,
@@ -107,6 +107,7 @@ def build_attestor(settings: AttestorSettings, *, clock: Callable[[], float] = t
                 plaintext_network=settings.plaintext_network,
                 credentials=None if own is None else server_credentials(own.identity, mutual=False),
                 further=_mutual(settings, own),
+                health_address=settings.health_listen or "",
             ),
         )
         servicer.mutual_port = int(server.further_address.rpartition(":")[2] or 0)

@@ -26,6 +26,9 @@ class AttestorSettings(BaseSettings):
     mutual_listen: Address | None = Field(
         None, description="second address, for callers that show a certificate; turns TLS on at both"
     )
+    health_listen: Address | None = Field(
+        None, description="plaintext address that answers health checks only, for probes without a certificate"
+    )
     simulated_root_public_key: Path | None = Field(
         None, description="PEM Ed25519 key that signs simulated evidence; only for policies that name it"
     )

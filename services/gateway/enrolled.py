@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import grpc.aio
 import structlog
 
 from services.gateway.inference import InferenceClient
@@ -27,12 +28,13 @@ async def inference_client(settings: GatewaySettings, secret: str) -> AsyncItera
     """A client of the inference service, over mutual TLS where the settings have it. In the block its channel is made
     anew whenever the certificate was renewed; calls that run finish on the old one.
 
-    Raises what enrolling does: without a certificate the gateway does not start.
+    Raises what enrolling does: without a certificate the gateway does not start. ConfigurationError for plaintext to
+    another machine that the settings do not permit.
     """
     enrolled = _enrolled(settings)
     if enrolled is not None:
         await asyncio.to_thread(enrolled.refresh)
-    channel = await open_async_channel(settings.inference, tls=_tls(enrolled))
+    channel = await _open(settings, enrolled)
     client = InferenceClient(channel, settings.inference, secret)
     keeper = None if enrolled is None else asyncio.create_task(_keep(client, enrolled, settings))
     try:
@@ -51,8 +53,7 @@ async def _keep(client: InferenceClient, enrolled: EnrolledService, settings: Ga
         await asyncio.sleep(CHECK_SECONDS)
         try:
             if await asyncio.to_thread(enrolled.refresh):
-                fresh = await open_async_channel(settings.inference, tls=_tls(enrolled))
-                old = client.use(fresh)
+                old = client.use(await _open(settings, enrolled))
                 task = asyncio.create_task(old.close(settings.request_timeout_seconds))
                 closing.add(task)
                 task.add_done_callback(closing.discard)
@@ -70,6 +71,7 @@ def _enrolled(settings: GatewaySettings) -> EnrolledService | None:
     )
 
 
-def _tls(enrolled: EnrolledService | None) -> ChannelTls | None:
+async def _open(settings: GatewaySettings, enrolled: EnrolledService | None) -> grpc.aio.Channel:
     """As the gateway, to an attested inference host of any tenant."""
-    return None if enrolled is None else ChannelTls(enrolled.tls.authority, INFERENCE, enrolled.identity())
+    tls = None if enrolled is None else ChannelTls(enrolled.tls.authority, INFERENCE, enrolled.identity())
+    return await open_async_channel(settings.inference, tls=tls, plaintext_network=settings.plaintext_network)

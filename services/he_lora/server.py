@@ -80,7 +80,12 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
         EngineOptions(settings.threads, settings.pool_bytes_per_key, settings.pool_bytes),
     )
     tls = None if settings.attestor_authority is None else CertifiedKey.read(settings.attestor_authority)
-    client = AttestorClient(settings.attestor, thumbprint=settings.attestor_thumbprint, tls=tls)
+    client = AttestorClient(
+        settings.attestor,
+        thumbprint=settings.attestor_thumbprint,
+        tls=tls,
+        plaintext_network=settings.plaintext_network,
+    )
     if settings.attestor_thumbprint is None:
         log.warning("attestor key not pinned: set attestor_thumbprint", attestor=settings.attestor)
     platform = this_platform(simulated_root_key=settings.simulated_root_key)
@@ -129,6 +134,7 @@ def build_coprocessor(settings: HeLoraSettings) -> Coprocessor:
             listen_option="--listen or TENSAFE_HE_LORA_LISTEN",
             plaintext_network=settings.plaintext_network,
             credentials=None if tls is None else server_credentials(tls.identity),
+            health_address=settings.health_listen or "",
         ),
     )
     stop_metrics = serve_metrics(settings.metrics_listen) if settings.metrics_listen else _nothing

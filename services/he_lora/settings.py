@@ -47,6 +47,9 @@ class HeLoraSettings(BaseSettings):
         description="private key file of the test root that signs simulated evidence (machine without a TEE)",
     )
     listen: Address = Field("127.0.0.1:7402", description="address of the gRPC server")
+    health_listen: Address | None = Field(
+        None, description="plaintext address that answers health checks only, for probes without a certificate"
+    )
     metrics_listen: Address | None = Field(None, description="address of Prometheus metrics; none without")
     shared_memory_bytes: int = Field(
         64 << 20,
@@ -83,7 +86,8 @@ class HeLoraSettings(BaseSettings):
     )
     reflection: bool = Field(False, description="offer gRPC reflection (development)")
     plaintext_network: bool = Field(
-        False, description="permit a non-loopback address without TLS, on a private container network"
+        False,
+        description="permit non-loopback addresses without TLS, own and others', on a private container network",
     )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level logged")
 

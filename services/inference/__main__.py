@@ -49,6 +49,7 @@ async def serve(settings: InferenceSettings) -> None:
         settings.adapters,
         require_attestation=settings.require_attestation,
         simulated_root_key=settings.simulated_root_key,
+        plaintext_network=settings.plaintext_network,
         delta_timeout_seconds=settings.delta_timeout_seconds,
         pool_bytes=settings.pool_bytes,
         shared_memory_bytes=settings.shared_memory_bytes,

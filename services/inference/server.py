@@ -66,6 +66,7 @@ def build_inference_server(
         reflection=settings.reflection,
         plaintext_network=settings.plaintext_network,
         credentials=None if tls is None else server_credentials(tls.identity),
+        health_address=settings.health_listen or "",
     )
     return build_async_server([service], options)
 

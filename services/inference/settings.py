@@ -63,9 +63,13 @@ class InferenceSettings(EngineOptions, BaseSettings):
     attestor_authority: Path | None = Field(
         None, description="certificate (PEM) of that attestor's authority; turns mutual TLS with the gateway on"
     )
+    health_listen: Address | None = Field(
+        None, description="plaintext address that answers health checks only, for probes without a certificate"
+    )
     tenant: str | None = Field(None, description="tenant that this service attests for to be certified")
     plaintext_network: bool = Field(
-        False, description="permit a non-loopback address without TLS, on a private container network"
+        False,
+        description="permit non-loopback addresses without TLS, own and others', on a private container network",
     )
     reflection: bool = Field(False, description="offer gRPC reflection (development)")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level logged")

@@ -113,13 +113,38 @@ def authority(
     key: KeyName = None,
     witness: Witnesses = None,
 ) -> None:
-    """Show the certificate by which services know each other in TLS: give it to each as attestor_authority."""
+    """Show the certificate by which services know each other in TLS: give it to each as attestor_authority.
+
+    In a rotation there are two.
+    """
     with AttestorState(location(attestor_state, database_url, key, witness)) as state:
-        pem = state.authority.pem
+        pem = state.authorities.pem
     if output is None:
         typer.echo(pem.decode(), nl=False)
     else:
         output.write_bytes(pem)
+
+
+@app.command("rotate-authority")
+def rotate_authority(
+    overlap_hours: Annotated[float, typer.Option(help="How long the new one is known before it issues.", min=0)] = 24.0,
+    retire_hours: Annotated[
+        float, typer.Option(help="How long the old one is trusted after that; its certificates live up to 24.", min=0)
+    ] = 25.0,
+    attestor_state: StateDirectory = DEFAULT_STATE,
+    database_url: DatabaseUrl = None,
+    key: KeyName = None,
+    witness: Witnesses = None,
+) -> None:
+    """Announce a new authority of services' certificates. Attestors that run take it by themselves; every service must
+    be given the new file of `tensafe attestor authority` before it issues, and once more when the old one has retired.
+    """
+    with AttestorState(location(attestor_state, database_url, key, witness)) as state:
+        made = state.rotate_authority(int(overlap_hours * 3600), int(retire_hours * 3600))
+    typer.echo(
+        f"{made.fingerprint}: issues in {overlap_hours:g} hours, and is trusted alone {retire_hours:g} hours later; "
+        "replace every attestor_authority file by the output of tensafe attestor authority now, and again then"
+    )
 
 
 @app.command()

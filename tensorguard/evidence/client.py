@@ -66,22 +66,22 @@ class AttestorClient:
         *,
         thumbprint: str | None = None,
         tls: CertifiedKey | None = None,
+        plaintext_network: bool = False,
         channel: grpc.Channel | None = None,
         timeout_seconds: float = 10.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`thumbprint`: RFC 7638 thumbprint the attestor's key must have, or several with commas between them, one of
         which it must have; without it the first answer is believed, which is for one machine only. `tls`: the key that
-        the attestor certifies, and the authority it is known by; plaintext without. `channel`: used instead of opening
-        one to `endpoint`.
+        the attestor certifies, and the authority it is known by; plaintext without, beyond loopback only with
+        `plaintext_network` (ConfigurationError). `channel`: used instead of opening one to `endpoint`.
         """
         self.endpoint = endpoint
         self.tls = tls
+        self.plaintext_network = plaintext_network
         self._pins = [name.strip() for name in thumbprint.split(",")] if thumbprint else []
-        if channel is None:
-            channel = open_channel(endpoint, tls=None if tls is None else ChannelTls(tls.authority, ATTESTOR))
-        self._channel = channel
-        self._stub = attestor_pb2_grpc.AttestorServiceStub(self._channel)
+        self._channels = [channel if channel is not None else self._open()]
+        self._stub = attestor_pb2_grpc.AttestorServiceStub(self._channels[-1])
         self._mutual = MutualChannel(endpoint, tls, clock) if tls is not None else None
         self._timeout = timeout_seconds
         self._clock = clock
@@ -122,6 +122,8 @@ class AttestorClient:
         tls = self.tls
         if tls is not None:
             tls_key = tls.public_key
+            if tls.reload():
+                self._reconnect()
         thumbprint = self.attestor_thumbprint
         nonce = self._call(self._stub.CreateNonce, attestor_pb2.CreateNonceRequest()).nonce
         bound = binding(
@@ -245,9 +247,19 @@ class AttestorClient:
 
     def close(self) -> None:
         """Close the channels."""
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
         if self._mutual is not None:
             self._mutual.close()
+
+    def _open(self) -> grpc.Channel:
+        tls = None if self.tls is None else ChannelTls(self.tls.authority, ATTESTOR)
+        return open_channel(self.endpoint, tls=tls, plaintext_network=self.plaintext_network)
+
+    def _reconnect(self) -> None:
+        """Know the attestor by another authority. Calls of other threads end on the channel of before."""
+        self._channels.append(self._open())
+        self._stub = attestor_pb2_grpc.AttestorServiceStub(self._channels[-1])
 
     def _caller(self) -> attestor_pb2_grpc.AttestorServiceStub:
         """For methods that want a certificate, where there are certificates."""

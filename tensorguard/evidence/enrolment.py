@@ -56,14 +56,14 @@ class EnrolledService:
         return self.tls.identity()
 
     def refresh(self) -> bool:
-        """Enrol, or renew the certificate where half of its life is over; whether there is a new one.
+        """Enrol, or renew the certificate where half of its life is over; whether it, or the authority's file, is new.
 
         Raises ConfigurationError where there is no secret to enrol with, AuthenticationError for one that is not good
         any more, UnavailableError while the attestor cannot be reached.
         """
-        now = self.tls.now()
+        changed, now = self.tls.reload(), self.tls.now()
         if now < self._renew_at:
-            return False
+            return changed
         if self.tls.ends_at > now:
             self._renew()
         else:

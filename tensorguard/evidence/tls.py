@@ -10,6 +10,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -26,7 +27,7 @@ from tensorguard.rpc.certificates import (
     check_issued,
     make_request,
     public_key_info,
-    read_authority,
+    read_authorities,
     read_name,
 )
 from tensorguard.rpc.channel import open_channel
@@ -48,10 +49,14 @@ class CertifiedKey:
         key: ec.EllipticCurvePrivateKey | None = None,
         *,
         clock: Callable[[], float] = time.time,
+        authority_file: Path | None = None,
     ) -> None:
-        """`authority`: PEM certificate. A new key is made unless one is given. Raises ConfigurationError."""
+        """`authority`: PEM certificate, or certificates in a rotation; `authority_file`: what `reload` looks at. A new
+        key is made unless one is given. Raises ConfigurationError.
+        """
         self.authority = authority
-        self._issuer = read_authority(authority)
+        self._issuers = read_authorities(authority)
+        self._authority_file = authority_file
         self._key = key if key is not None else ec.generate_private_key(ec.SECP256R1())
         self._clock = clock
         self.public_key = public_key_info(self._key.public_key())
@@ -64,7 +69,7 @@ class CertifiedKey:
     def read(cls, authority_file: Path, key: ec.EllipticCurvePrivateKey | None = None) -> CertifiedKey:
         """With the authority in this file. Raises ConfigurationError that names it."""
         try:
-            return cls(authority_file.read_bytes(), key)
+            return cls(authority_file.read_bytes(), key, authority_file=authority_file)
         except OSError as error:
             raise ConfigurationError(f"cannot read {authority_file}: {error.strerror}") from None
         except ConfigurationError as error:
@@ -73,6 +78,27 @@ class CertifiedKey:
     def now(self) -> float:
         """By the clock that certificates are judged by, Unix seconds."""
         return self._clock()
+
+    def reload(self) -> bool:
+        """Take what the authority's file has by now, for a rotation; whether it is something else.
+
+        A file of no use is logged, and leaves what is trusted as it is: half-written ones must not end a service.
+        """
+        if self._authority_file is None:
+            return False
+        try:
+            fresh = CertifiedKey.read(self._authority_file, self._key)
+        except ConfigurationError as error:
+            log.warning("authority file not read again", cause=error.message)
+            return False
+        if fresh.authority == self.authority:
+            return False
+        self.authority, self._issuers = fresh.authority, fresh._issuers
+        if self._present is not None:
+            identity, ends_at = self._present
+            self._present = replace(identity, authority=self.authority), ends_at
+        log.info("authority file read again", authorities=len(self._issuers))
+        return True
 
     def request(self) -> bytes:
         """A PKCS #10 request for the key, DER."""
@@ -90,7 +116,7 @@ class CertifiedKey:
             key = read.public_key()
         except (ValueError, x509.InvalidVersion):
             raise AuthenticationError("the attestor did not answer with a certificate") from None
-        check_issued(read, self._issuer, self._clock())
+        check_issued(read, self._issuers, self._clock())
         if not isinstance(key, ec.EllipticCurvePublicKey) or public_key_info(key) != self.public_key:
             raise AuthenticationError("the attestor certified another key")
         if read_name(read) != name:
@@ -148,11 +174,13 @@ class MutualChannel:
         self._clock = clock
         self._lock = threading.Lock()
         self._channels: list[tuple[grpc.Channel, float]] = []
+        self._authority = b""
 
     def channel(self) -> grpc.Channel:
         """Raises UnavailableError while there is no certificate."""
         with self._lock:
-            if not self._channels or self._clock() >= self._channels[-1][1] - _AHEAD_SECONDS:
+            ending = not self._channels or self._clock() >= self._channels[-1][1] - _AHEAD_SECONDS
+            if ending or self._authority != self._tls.authority:
                 self._open()
             return self._channels[-1][0]
 
@@ -165,10 +193,11 @@ class MutualChannel:
 
     def _open(self) -> None:
         tls = ChannelTls(self._tls.authority, ATTESTOR, self._tls.identity())
-        if self._channels and self._channels[-1][1] >= self._tls.ends_at:
+        if self._authority == tls.authority and self._channels[-1][1] >= self._tls.ends_at:
             return  # there is no newer certificate yet
         channel = open_channel(f"{self._host}:{self._tls.mutual_port}", tls=tls)
         self._channels.append((channel, self._tls.ends_at))
+        self._authority = tls.authority
         while len(self._channels) > 2:
             self._channels.pop(0)[0].close()
 

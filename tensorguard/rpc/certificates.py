@@ -8,6 +8,7 @@ or another tenant's: the client says whom it expects in place of a host name.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -23,6 +24,8 @@ DOMAIN = "tensafe.internal"
 """Never resolved: .internal is reserved for private use."""
 MAX_REQUEST_BYTES = 2048
 MAX_CERTIFICATE_BYTES = 4096
+MAX_AUTHORITIES = 4
+"""Trusted at a time. There are two in a rotation."""
 AUTHORITY_LIFE_SECONDS = 10 * 365 * 86_400
 CLOCK_SECONDS = 60
 """Certificates begin so much earlier than they are issued, for peers whose clock is behind."""
@@ -99,6 +102,11 @@ class Authority:
         """The certificate: what every service is given to know its peers by."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate, hex."""
+        return self.certificate.fingerprint(hashes.SHA256()).hex()
+
     def issue(
         self, public_key: ec.EllipticCurvePublicKey, name: ServiceName, *, now: float, life_seconds: float
     ) -> x509.Certificate:
@@ -150,20 +158,26 @@ def public_key_info(key: ec.EllipticCurvePublicKey) -> bytes:
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def read_authority(pem: bytes) -> x509.Certificate:
-    """The one certificate of an authority file. Raises ConfigurationError for anything else."""
+def read_authorities(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """The certificates of an authority file: one, or more in a rotation. Raises ConfigurationError for others."""
     try:
-        if len(pem) > MAX_CERTIFICATE_BYTES:
+        if len(pem) > MAX_AUTHORITIES * MAX_CERTIFICATE_BYTES:
             raise ValueError("too large")
-        (certificate,) = x509.load_pem_x509_certificates(pem)
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (*_PROBLEMS, x509.ExtensionNotFound):
-        constraints = None
-    if constraints is None or not constraints.ca:
-        raise ConfigurationError(
-            "this is not one PEM certificate of an authority: make it with tensafe attestor authority"
+        found = tuple(x509.load_pem_x509_certificates(pem))
+        # One that is cut off is passed over, and a file that is half written would be another one.
+        if not len(found) == pem.count(b"-----BEGIN ") <= MAX_AUTHORITIES:
+            raise ValueError("too many, or not whole")
+        authorities = all(
+            certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca for certificate in found
         )
-    return certificate
+    except (*_PROBLEMS, x509.ExtensionNotFound):
+        authorities = False
+    if not authorities:
+        raise ConfigurationError(
+            f"this is not one PEM certificate of an authority, or up to {MAX_AUTHORITIES}: make it with tensafe "
+            "attestor authority"
+        )
+    return found
 
 
 def read_name(certificate: x509.Certificate) -> ServiceName:
@@ -182,15 +196,21 @@ def read_name(certificate: x509.Certificate) -> ServiceName:
     return name
 
 
-def check_issued(certificate: x509.Certificate, authority: x509.Certificate, now: float) -> None:
-    """Raises AuthenticationError unless `authority` issued the certificate, and it is in time."""
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (*_PROBLEMS, InvalidSignature):
-        raise AuthenticationError("the certificate is not by the attestor's authority") from None
+def check_issued(certificate: x509.Certificate, authorities: Iterable[x509.Certificate], now: float) -> None:
+    """Raises AuthenticationError unless one of `authorities` issued the certificate, and it is in time."""
+    if not any(_issued(certificate, authority) for authority in authorities):
+        raise AuthenticationError("the certificate is not by the attestor's authority")
     begins, ends = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
     if not begins <= now < ends:
         raise AuthenticationError("the certificate has ended, or has not begun: check both machines' clocks")
+
+
+def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (*_PROBLEMS, InvalidSignature):
+        return False
+    return True
 
 
 def _builder(

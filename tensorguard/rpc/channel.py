@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import grpc
 import grpc.aio
 
-from tensorguard.errors import UnavailableError
-from tensorguard.rpc.options import DEFAULT_MESSAGE_BYTES, SILENCE_SECONDS, channel_options
+from tensorguard.errors import ConfigurationError, UnavailableError
+from tensorguard.rpc.options import DEFAULT_MESSAGE_BYTES, SILENCE_SECONDS, channel_options, is_loopback
 from tensorguard.rpc.request_id import REQUEST_ID_KEY, current_request_id
 from tensorguard.rpc.tls import ChannelTls
 
@@ -22,15 +22,18 @@ def open_channel(
     message_bytes: int = DEFAULT_MESSAGE_BYTES,
     wait_ready_seconds: float | None = None,
     silence_seconds: float = SILENCE_SECONDS,
+    plaintext_network: bool = False,
 ) -> grpc.Channel:
     """A channel whose calls carry the running request's id, and fail when the peer is silent for too long.
 
     With `wait_ready_seconds` the connection is made now, and UnavailableError names the endpoint when it is
     not there in time; without, the first call connects. `silence_seconds`: see `tensorguard.rpc.options`; at least 1.
-    `tls`: whom the channel may reach, and as whom; without, it is plaintext.
+    `tls`: whom the channel may reach, and as whom; without, it is plaintext, and ConfigurationError refuses another
+    endpoint than on loopback unless `plaintext_network` permits it, for private container networks.
     """
     options = channel_options(message_bytes, silence_seconds)
     if tls is None:
+        _check_plaintext(endpoint, plaintext_network)
         channel = grpc.insecure_channel(endpoint, options)
     else:
         channel = grpc.secure_channel(endpoint, tls.credentials(), [*options, *tls.options()])
@@ -49,11 +52,13 @@ async def open_async_channel(
     tls: ChannelTls | None = None,
     message_bytes: int = DEFAULT_MESSAGE_BYTES,
     wait_ready_seconds: float | None = None,
+    plaintext_network: bool = False,
 ) -> grpc.aio.Channel:
     """The same for asyncio."""
     options = channel_options(message_bytes, SILENCE_SECONDS)
     interceptors = [_AsyncUnaryUnary(), _AsyncUnaryStream(), _AsyncStreamUnary(), _AsyncStreamStream()]
     if tls is None:
+        _check_plaintext(endpoint, plaintext_network)
         channel = grpc.aio.insecure_channel(endpoint, options, interceptors=interceptors)
     else:
         channel = grpc.aio.secure_channel(
@@ -66,6 +71,15 @@ async def open_async_channel(
             await channel.close()
             raise _not_ready(endpoint, wait_ready_seconds) from None
     return channel
+
+
+def _check_plaintext(endpoint: str, permitted: bool) -> None:
+    host = endpoint.rpartition(":")[0]
+    if not permitted and not endpoint.startswith("unix:") and not is_loopback(host):
+        raise ConfigurationError(
+            f"{endpoint} is not a loopback address and TLS is not configured: give the attestor's authority "
+            "(attestor_authority), or permit plaintext on a private network explicitly (plaintext_network)"
+        )
 
 
 def _not_ready(endpoint: str, seconds: float) -> UnavailableError:

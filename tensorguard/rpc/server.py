@@ -16,6 +16,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -32,6 +33,8 @@ from tensorguard.rpc.guard import AsyncGuard, SyncGuard
 from tensorguard.rpc.options import DEFAULT_MESSAGE_BYTES, is_loopback, server_options
 
 log = structlog.get_logger(__name__)
+
+_HEALTH_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class ServerOptions:
     credentials: TLS (`tensorguard.rpc.tls.server_credentials`); plaintext without.
     further: a second address of the same services with credentials of its own. A rule sees which one a caller used by
         whether there is a certificate.
+    health_address: a plaintext address that answers health checks and nothing else, for probes that have no
+        certificate; it may be any, since all it tells is whether the server serves.
     """
 
     address: str
@@ -83,6 +88,15 @@ class ServerOptions:
     listen_option: str = "--listen"
     plaintext_network: bool = False
     further: Listener | None = None
+    health_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HealthChecks:
+    """The server behind `health_address`, of the same kind as the one that it tells about."""
+
+    server: Any
+    address: str
 
 
 class Server:
@@ -95,13 +109,22 @@ class Server:
         status: health.HealthServicer,
         names: list[str],
         further_address: str = "",
+        checks: HealthChecks | None = None,
     ) -> None:
         self._server, self.address, self._health, self._names = server, address, status, names
         self.further_address = further_address
+        self._checks = checks
+
+    @property
+    def health_address(self) -> str:
+        """Where health checks need no certificate; empty where there is no such address."""
+        return "" if self._checks is None else self._checks.address
 
     def start(self) -> None:
         """Begin to serve and report SERVING."""
         self._server.start()
+        if self._checks is not None:
+            self._checks.server.start()
         self.set_serving(True)
 
     def set_serving(self, serving: bool) -> None:
@@ -114,20 +137,36 @@ class Server:
         """Refuse new calls, give running ones `grace` seconds, then cancel them."""
         self._health.enter_graceful_shutdown()
         self._server.stop(grace).wait()
+        if self._checks is not None:
+            self._checks.server.stop(0).wait()
 
 
 class AsyncServer:
     """An asyncio server with its health service."""
 
     def __init__(
-        self, server: grpc.aio.Server, address: str, status: Any, names: list[str], further_address: str = ""
+        self,
+        server: grpc.aio.Server,
+        address: str,
+        status: Any,
+        names: list[str],
+        further_address: str = "",
+        checks: HealthChecks | None = None,
     ) -> None:
         self._server, self.address, self._health, self._names = server, address, status, names
         self.further_address = further_address
+        self._checks = checks
+
+    @property
+    def health_address(self) -> str:
+        """Where health checks need no certificate; empty where there is no such address."""
+        return "" if self._checks is None else self._checks.address
 
     async def start(self) -> None:
         """Begin to serve and report SERVING."""
         await self._server.start()
+        if self._checks is not None:
+            await self._checks.server.start()
         await self.set_serving(True)
 
     async def set_serving(self, serving: bool) -> None:
@@ -140,6 +179,8 @@ class AsyncServer:
         """Refuse new calls, give running ones `grace` seconds, then cancel them."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
+        if self._checks is not None:
+            await self._checks.server.stop(0)
 
 
 def build_server(services: Sequence[Service], options: ServerOptions) -> Server:
@@ -157,7 +198,9 @@ def build_server(services: Sequence[Service], options: ServerOptions) -> Server:
     )
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     names = _add_services(server, services, options)
-    return Server(server, _bind(server, options), status, names, _bind_further(server, options))
+    address, further = _bind(server, options), _bind_further(server, options)
+    checks = _health_checks(partial(grpc.server, ThreadPoolExecutor(1, thread_name_prefix="probe")), status, options)
+    return Server(server, address, status, names, further, checks)
 
 
 def build_async_server(services: Sequence[Service], options: ServerOptions) -> AsyncServer:
@@ -167,7 +210,8 @@ def build_async_server(services: Sequence[Service], options: ServerOptions) -> A
     status = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     names = _add_services(server, services, options)
-    return AsyncServer(server, _bind(server, options), status, names, _bind_further(server, options))
+    address, further = _bind(server, options), _bind_further(server, options)
+    return AsyncServer(server, address, status, names, further, _health_checks(grpc.aio.server, status, options))
 
 
 def serve_until_signalled(server: Server, on_stop: Callable[[], None] = lambda: None, grace: float = 2.0) -> None:
@@ -242,6 +286,22 @@ def _handler(service: Service, method: MethodDescriptor) -> Any:
         serialise = message_factory.GetMessageClass(method.output_type).SerializeToString
     make: Any = makers[method.client_streaming, method.server_streaming]
     return make(behaviour, parse, serialise)
+
+
+def _health_checks(make: Callable[..., Any], status: Any, options: ServerOptions) -> HealthChecks | None:
+    """Bind the address for health checks, if there is one."""
+    if not options.health_address:
+        return None
+    server = make(options=server_options(_HEALTH_BYTES))
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    where = replace(
+        options,
+        address=options.health_address,
+        credentials=None,
+        listen_option="--health-listen",
+        plaintext_network=True,
+    )
+    return HealthChecks(server, _bind(server, where))
 
 
 def _bind_further(server: Any, options: ServerOptions) -> str:

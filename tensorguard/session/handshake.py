@@ -58,8 +58,8 @@ class HostHandshake:
     ) -> HostHandshake:
         """Attest, exchange tokens and nonces, and check that the peer is an attested coprocessor of this tenant.
 
-        Raises UnavailableError, EvidenceRefusedError, TokenError, PermissionDeniedError or
-        AuthenticationError.
+        Raises UnavailableError, EvidenceRefusedError, TokenError, PermissionDeniedError, AuthenticationError or
+        ConfigurationError (plaintext to another machine).
         """
         token, verifier = workload.token(), workload.client.verifier()
         channel = open_channel(
@@ -67,6 +67,7 @@ class HostHandshake:
             tls=_tls_to_coprocessor(workload),
             wait_ready_seconds=connect_seconds,
             silence_seconds=silence_seconds,
+            plaintext_network=workload.client.plaintext_network,
         )
         try:
             host_nonce = os.urandom(NONCE_BYTES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, Table, Text
 
-VERSION = "0002"
+VERSION = "0003"
 """Newest migration: the schema that this code works with."""
 
 _METADATA = MetaData()
@@ -53,8 +53,11 @@ AUTHORITY = _table(
     Column("certificate", LargeBinary, nullable=False),
     _integer("created_at"),
     Column("wrapped_key", LargeBinary, nullable=False),
+    _integer("issues_from"),
+    _integer("alone_from"),
 )
-"""One row: certificate (DER) and key of the authority that certifies services."""
+"""Certificate (DER) and key of each authority that certifies services. One issues from `issues_from` until that of the
+next one, and is trusted until the next one's `alone_from`."""
 ENROLMENTS = _table("enrolments", _text("sha256"), _text("role"), _text("tenant"), _integer("expires_at"))
 """Secrets that are good for one certificate each."""
 POLICIES = _table(

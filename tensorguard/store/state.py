@@ -12,11 +12,11 @@ from sqlalchemy import select
 
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.keys import AttestorKey, KeySet
-from tensorguard.rpc.certificates import ServiceName
+from tensorguard.rpc.certificates import Authority, ServiceName
 from tensorguard.store import audit_head
 from tensorguard.store.audit import AuditLog, head_of, verify_newest
 from tensorguard.store.audit_head import HeadKeeper, RollbackError, check_not_set_back
-from tensorguard.store.authority import load_or_create_authority, rewrap_authority
+from tensorguard.store.authority import Authorities, rewrap_authorities
 from tensorguard.store.database import Database
 from tensorguard.store.enrolments import create_enrolment
 from tensorguard.store.key_encryption import open_key_encryption_key
@@ -61,8 +61,7 @@ class AttestorState:
             self._secrets = self._open_secrets(location)
             self.keys = SigningKeys(self.database, self._secrets, clock=clock)
             self.key = self.keys.current
-            with self.database.writing() as connection:
-                self.authority = load_or_create_authority(connection, self._secrets, int(clock()))
+            self.authorities = Authorities(self.database, self._secrets, clock=clock)
             self._heads = HeadKeeper([self.directory / audit_head.FILE_NAME, *location.witnesses])
             self.audit = AuditLog(self.database, self.key, self._heads, clock=clock)
             if accept_rollback is None:
@@ -103,6 +102,25 @@ class AttestorState:
             fields["new"] = key.thumbprint
         return key
 
+    @property
+    def authority(self) -> Authority:
+        """The authority that certifies services now."""
+        return self.authorities.current
+
+    def rotate_authority(self, overlap_seconds: int, retire_seconds: int) -> Authority:
+        """Announce a new authority, which issues once the overlap is over, and is trusted alone `retire_seconds` after
+        that; attestors that run take it by themselves.
+
+        Raises ConfigurationError while another one is announced.
+        """
+        issues_from = int(self._clock()) + overlap_seconds
+        alone_from = issues_from + retire_seconds
+        fields: dict[str, object] = {"issues_from": issues_from, "alone_from": alone_from}
+        with self.audit.recording("rotate_authority", fields) as connection:
+            made = self.authorities.rotate(connection, issues_from, alone_from)
+            fields["new"] = made.fingerprint
+        return made
+
     def enrol(self, name: ServiceName, life_seconds: int) -> str:
         """A secret that gets one certificate with this name, once. Raises ConfigurationError for attested roles."""
         expires_at = int(self._clock()) + life_seconds
@@ -124,12 +142,13 @@ class AttestorState:
             self._secrets.check(connection)
             count = sum(
                 rewrap(connection, self._secrets, new)
-                for rewrap in (rewrap_packages, rewrap_signing_keys, rewrap_authority)
+                for rewrap in (rewrap_packages, rewrap_signing_keys, rewrap_authorities)
             )
             name_key(connection, new.key)
             fields["secrets"] = count
         self._secrets = new
         self.keys = SigningKeys(self.database, new, clock=self._clock)
+        self.authorities = Authorities(self.database, new, clock=self._clock)
         self.packages = PackageKeyRegistry(self.database, new, self.audit, clock=self._clock)
         return count
 

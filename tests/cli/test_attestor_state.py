@@ -124,6 +124,19 @@ def test_the_authority_and_an_enrolment(folder: Path, tmp_path: Path, capsys: py
     assert "attested" in capsys.readouterr().err
 
 
+def test_rotation_of_the_authority(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["attestor", "rotate-authority", "--overlap-hours", "2", "--retire-hours", "3"]) == 0
+    output = capsys.readouterr().out
+    with AttestorState.open(folder) as state:
+        old, new = state.authorities.trusted()
+        assert state.authority.fingerprint == old.fingerprint and output.startswith(new.fingerprint)
+    assert run(["attestor", "authority"]) == 0
+    assert capsys.readouterr().out.encode() == old.pem + new.pem
+    assert run(["audit", "verify"]) == 0
+    assert run(["attestor", "rotate-authority"]) == 2
+    assert "announced" in capsys.readouterr().err
+
+
 def test_revocation_is_on_record(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["revoke", "version", "acme/law@3", "--note", "leaked"]) == 0
     assert run(["revoke", "measurement", "ab" * 48]) == 0

@@ -18,7 +18,7 @@ from tensorguard.rpc.certificates import (
     ServiceName,
     check_issued,
     make_request,
-    read_authority,
+    read_authorities,
     read_name,
     read_request,
 )
@@ -117,15 +117,18 @@ def test_only_p256_keys_are_certified(kind: str) -> None:
 
 
 def test_what_another_authority_issued_is_refused(authority: Authority) -> None:
-    check_issued(issued(authority), authority.certificate, NOW)
+    check_issued(issued(authority), [authority.certificate], NOW)
     with pytest.raises(AuthenticationError, match="authority"):
-        check_issued(issued(Authority.generate(NOW)), authority.certificate, NOW)
+        check_issued(issued(Authority.generate(NOW)), [authority.certificate], NOW)
+    with pytest.raises(AuthenticationError, match="authority"):
+        check_issued(issued(authority), [], NOW)
+    check_issued(issued(authority), [Authority.generate(NOW).certificate, authority.certificate], NOW)
 
 
 @pytest.mark.parametrize("at", [NOW - CLOCK_SECONDS - 2, NOW + 301])
 def test_what_is_not_in_its_time_is_refused(authority: Authority, at: float) -> None:
     with pytest.raises(AuthenticationError, match="clocks"):
-        check_issued(issued(authority), authority.certificate, at)
+        check_issued(issued(authority), [authority.certificate], at)
 
 
 def test_a_certificate_without_the_names_of_its_subject_is_no_services(authority: Authority) -> None:
@@ -163,11 +166,13 @@ def test_a_certificate_without_the_names_of_its_subject_is_no_services(authority
 
 
 def test_an_authority_file(authority: Authority) -> None:
-    assert read_authority(authority.pem) == authority.certificate
+    assert read_authorities(authority.pem) == (authority.certificate,)
+    both = authority.pem + Authority.generate(NOW).pem
+    assert len(read_authorities(both)) == 2
     service = issued(authority).public_bytes(serialization.Encoding.PEM)
-    for bad in (b"", b"x", service, authority.pem + authority.pem, authority.pem + bytes(5000)):
+    for bad in (b"", b"x", service, both + service, both[:-40], 5 * authority.pem, authority.pem + bytes(20_000)):
         with pytest.raises(ConfigurationError, match="tensafe attestor authority"):
-            read_authority(bad)
+            read_authorities(bad)
 
 
 def test_nothing_shows_a_private_key(authority: Authority) -> None:

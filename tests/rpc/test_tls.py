@@ -5,12 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 
-from tensorguard.errors import AuthenticationError, PermissionDeniedError, TenSafeError, UnavailableError
+from tensorguard.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    PermissionDeniedError,
+    TenSafeError,
+    UnavailableError,
+)
 from tensorguard.rpc.authorisation import PUBLIC, Rule, bearer, both, certified
 from tensorguard.rpc.certificates import Authority, ServiceName
 from tensorguard.rpc.channel import open_async_channel, open_channel
@@ -164,11 +171,44 @@ def test_a_renewed_certificate_is_shown_at_the_next_connection() -> None:
         ask(server.address, tls)
 
 
+def test_another_authority_counts_from_the_next_connection_on() -> None:
+    """Both in the overlap of a rotation; the old one no more when the file has only the new one."""
+    own = tls_identity(AUTHORITY, SERVER)
+    present = [own]
+    old, new = (tls_identity(authority, HOST) for authority in (AUTHORITY, FOREIGN))
+    with serving(lambda: present[0]) as server:
+        for trusted, served in ((AUTHORITY.pem, old), (AUTHORITY.pem + FOREIGN.pem, new), (FOREIGN.pem, new)):
+            present[0] = replace(own, authority=trusted)
+            ask(server.address, ChannelTls(AUTHORITY.pem, SERVER, served))
+            if trusted != AUTHORITY.pem + FOREIGN.pem:
+                with pytest.raises(UnavailableError):
+                    ask(server.address, ChannelTls(AUTHORITY.pem, SERVER, new if served is old else old))
+
+
 def test_a_channel_that_has_to_be_ready_says_so() -> None:
     identity = tls_identity(FOREIGN, SERVER, trusts=AUTHORITY)
     tls = channel_tls(tls_identity(AUTHORITY, HOST))
     with serving(lambda: identity) as server, pytest.raises(UnavailableError, match="one authority"):
         open_channel(server.address, tls=tls, wait_ready_seconds=0.5)
+
+
+PLAINTEXT = r"not a loopback address.*attestor_authority.*plaintext_network"
+
+
+@pytest.mark.parametrize("endpoint", ["service.example:7402", "10.0.0.1:7402", "[fd00::1]:7402", "dns:///localhost:1"])
+async def test_a_plaintext_channel_beyond_loopback_has_to_be_permitted(endpoint: str) -> None:
+    with pytest.raises(ConfigurationError, match=PLAINTEXT):
+        open_channel(endpoint)
+    with pytest.raises(ConfigurationError, match=PLAINTEXT):
+        await open_async_channel(endpoint)
+    open_channel(endpoint, plaintext_network=True).close()
+    await (await open_async_channel(endpoint, plaintext_network=True)).close()
+    open_channel(endpoint, tls=channel_tls(None)).close()
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:7402", "localhost:7402", "[::1]:7402", "unix:/run/tensafe.socket"])
+def test_a_plaintext_channel_on_this_machine(endpoint: str) -> None:
+    open_channel(endpoint).close()
 
 
 async def test_asyncio_servers_and_channels() -> None:

@@ -85,6 +85,8 @@ class WorkerSettings(BaseModel):
     """True refuses `simulated` evidence, of this host and of every coprocessor."""
     simulated_root_key: Path | None = None
     """Key file that signs this host's simulated evidence, where the machine has no TEE."""
+    plaintext_network: bool = False
+    """Permits connections without an attestor_authority to other machines, on a private network."""
     delta_timeout_seconds: float = 30.0
     pool_bytes: int = SESSION_DEFAULTS.pool_bytes
     shared_memory_bytes: int = SESSION_DEFAULTS.shared_memory_bytes
@@ -126,6 +128,8 @@ class TenSafeVLLMConfig(EngineOptions):
     """RFC 7638 thumbprint the attestor's signing key must have, or several with commas."""
     attestor_authority: Path | None = None
     """Certificate (PEM) of the attestor's authority: the services given by endpoint are reached with mutual TLS."""
+    plaintext_network: bool = False
+    """Permits such services on other machines to be reached without TLS, on a private network."""
     publisher_keys: tuple[Path, ...] = ()
     """Public key files, one of which must have signed the package. Needed with `coprocessor_endpoint`; embedded
     services also know the keys that `tensafe pack` remembered in `state_dir`."""

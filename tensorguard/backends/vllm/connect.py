@@ -127,6 +127,7 @@ class Connector:
                 connection.attestor_endpoint,
                 thumbprint=connection.attestor_thumbprint,
                 tls=connection.make_tls_key(),
+                plaintext_network=self._settings.plaintext_network,
             )
             resources.callback(client.close)
             workload = Workload(client, identity, platform, role=Role.INFERENCE, tenant=connection.tenant)

@@ -208,6 +208,7 @@ class TenSafeAsyncEngine:
             connections,
             require_attestation=not config.simulated_evidence_permitted,
             simulated_root_key=self._sources.simulated_root_key,
+            plaintext_network=config.plaintext_network,
             delta_timeout_seconds=config.delta_timeout_seconds,
             on_detached=self._release,
         )

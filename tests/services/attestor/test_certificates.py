@@ -505,7 +505,7 @@ def test_no_secret_is_recorded(enrolment: Enrolment) -> None:
 
 
 def test_the_attestor_makes_its_own_certificate_anew(tls_bench: TlsBench, clock: Clock) -> None:
-    own = OwnCertificate(tls_bench.authority, clock=clock)
+    own = OwnCertificate(tls_bench.attestor.state.authorities, clock=clock)
     first = own.identity()
     assert own.identity() is first
     clock.now += 1800

@@ -108,6 +108,14 @@ async def test_without_tls_the_inference_service_is_not_reached(secured: Secured
             await models(secured.settings(address, **off))
 
 
+async def test_plaintext_to_another_machine_has_to_be_permitted(tmp_path: Path) -> None:
+    settings = GatewaySettings(inference="inference.example:7403")
+    with pytest.raises(ConfigurationError, match=r"not a loopback address.*plaintext_network"):
+        await models(settings)
+    async with inference_client(settings.model_copy(update={"plaintext_network": True}), ""):
+        pass
+
+
 async def test_an_inference_service_without_tls_is_not_used(secured: Secured) -> None:
     async with running_fake() as (_, address):
         with pytest.raises(UnavailableError):

@@ -135,6 +135,7 @@ def test_each_obstacle_has_its_own_error(world: World, tmp_path: Path) -> None:
     stranger.write_bytes(SigningKeys.generate().public.to_pem())
     foreign = initialise_development_state(tmp_path / "foreign", TENANT)
     assert type(refusal(world, attestor="127.0.0.1:1")) is UnavailableError
+    assert "plaintext_network" in refusal(world, attestor="attestor.example:7401").message
     assert type(refusal(world, attestor_thumbprint="A" * 43)) is TokenError
     assert type(refusal(world, publisher_keys=[stranger])) is PackageError
     assert type(refusal(world, packages=[tmp_path / "absent.tssp"])) is PackageError
