@@ -15,7 +15,8 @@ import signal
 import sys
 import time
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 25.0
+"""An inference service finishes its answers (2 s) and then its engine (15 s)."""
 
 
 def alive(group: int) -> bool:
