@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -97,3 +98,30 @@ def test_a_child_ends_with_a_parent_that_was_killed(delay: float) -> None:
         while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+SLOW_TO_TAKE_APART = """
+import atexit, multiprocessing, sys
+from tensorguard.backends.vllm.lifetime import end_at_once
+def child(at_once):
+    atexit.register(print, "taken apart", flush=True)
+    print("done")
+    if at_once:
+        end_at_once()
+if __name__ == "__main__":
+    end_at_once()  # does nothing: nobody started this process with multiprocessing
+    for at_once in (True, False):
+        process = multiprocessing.get_context("spawn").Process(target=child, args=(at_once,))
+        process.start()
+        process.join()
+        print("exit code", process.exitcode, flush=True)
+    sys.exit(7)
+"""
+
+
+def test_a_process_that_is_done_is_not_taken_apart(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SLOW_TO_TAKE_APART)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 7, done.stderr
+    assert done.stdout == "done\nexit code 0\ndone\ntaken apart\nexit code 0\n"

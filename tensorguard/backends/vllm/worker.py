@@ -28,7 +28,7 @@ from tensorguard.backends.vllm.connect import Connector
 from tensorguard.backends.vllm.failures import StepOutput
 from tensorguard.backends.vllm.hooks import ForwardPass
 from tensorguard.backends.vllm.install import Hooks, install_hooks
-from tensorguard.backends.vllm.lifetime import end_with_parent
+from tensorguard.backends.vllm.lifetime import end_at_once, end_with_parent
 from tensorguard.backends.vllm.parallel import Ranks, SharedAttachments, share
 from tensorguard.backends.vllm.runners import watch
 from tensorguard.errors import TenSafeError
@@ -131,6 +131,7 @@ class HeLoraWorker(BaseWorker):
             self.tensafe_attachments.close()
             self.tensafe_attachments = None
         super().shutdown()
+        end_at_once()
 
 
 def refusal(error: TenSafeError) -> dict[str, Any]:
