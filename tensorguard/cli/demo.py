@@ -27,10 +27,13 @@ from rich.table import Table
 
 from tensorguard.cli.demo_setup import BASE_NAME, DEMO_ADAPTER, Demo, add_options, engine_of, prepare
 from tensorguard.errors import ConfigurationError, TenSafeError, UnavailableError
+from tensorguard.evidence.enrolment import EnrolledService
+from tensorguard.rpc.certificates import ServiceName
 from tensorguard.rpc.channel import open_channel
 from tensorguard.rpc.generated.tensafe.he_lora.v1 import he_lora_pb2, he_lora_pb2_grpc
 from tensorguard.rpc.generated.tensafe.inference.v1 import inference_pb2, inference_pb2_grpc
 from tensorguard.rpc.status import from_rpc_error
+from tensorguard.rpc.tls import ChannelTls
 from tensorguard.stack.command import prepare_command
 from tensorguard.stack.launcher import Launcher
 from tensorguard.stack.progress import ConsoleProgress
@@ -125,12 +128,20 @@ def compare(answer: Answer, reference: dict[str, Any]) -> Comparison:
 
 def service_status(endpoints: Endpoints) -> tuple[Any, Any]:
     """(inference status, coprocessor status)."""
+    identity = None
+    if endpoints.authority:  # the services want a certificate, and this command owns the gateway's
+        files = Path(endpoints.authority), Path(endpoints.gateway_tls_dir)
+        identity = EnrolledService(ServiceName("gateway"), endpoints.attestor, *files).identity()
+
+    def tls(role: str) -> ChannelTls | None:
+        return None if identity is None else ChannelTls(identity.authority, ServiceName(role), identity)
+
     try:
-        with open_channel(endpoints.inference) as channel:
+        with open_channel(endpoints.inference, tls=tls("inference")) as channel:
             inference = inference_pb2_grpc.InferenceServiceStub(channel).GetStatus(
                 inference_pb2.GetStatusRequest(), timeout=10
             )
-        with open_channel(endpoints.coprocessor) as channel:
+        with open_channel(endpoints.coprocessor, tls=tls("coprocessor")) as channel:
             coprocessor = he_lora_pb2_grpc.HeLoraServiceStub(channel).GetStatus(
                 he_lora_pb2.GetStatusRequest(), timeout=10
             )

@@ -47,6 +47,11 @@ def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--state-dir", type=Path, help="keys, logs and packages (default: .state)")
     for name in ("port", "attestor-port", "coprocessor-port", "inference-port", "gateway-admin-port"):
         parser.add_argument(f"--{name}", type=int, help="0 takes a free one")
+    parser.add_argument(
+        "--tls",
+        action=argparse.BooleanOptionalAction,
+        help="mutual TLS between the services (default: loopback without)",
+    )
     parser.add_argument("--coprocessor-python", type=Path, help="interpreter of the coprocessor")
     return parser
 
@@ -61,6 +66,7 @@ def prepare(options: argparse.Namespace, console: Console) -> tuple[StackSetting
         inference_port=options.inference_port,
         gateway_admin_port=options.gateway_admin_port,
         coprocessor_python=options.coprocessor_python,
+        tls=options.tls,
     )
     model = prepare_smollm2(options.cache_dir / "models", lambda line: console.print(line, markup=False))
     adapter: Path = options.adapter

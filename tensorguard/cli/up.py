@@ -24,6 +24,14 @@ from tensorguard.stack.progress import ConsoleProgress
 from tensorguard.stack.settings import StackSettings, load_stack_settings
 from tensorguard.stack.stack import Endpoints, start_stack
 
+GRPCURL = """\
+grpcurl:
+  .venv/bin/grpcurl -plaintext {inference} tensafe.inference.v1.InferenceService/ListModels
+"""
+WITH_TLS = """\
+The other services talk to callers with a certificate of {authority} only.
+"""
+
 MODULE = "tensorguard.cli.up"
 STOP_SECONDS = 90.0
 
@@ -35,9 +43,7 @@ curl:
   curl {url}/chat/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{adapter}", "messages": [{{"role": "user", "content": "Tell me about the sea."}}]}}'
 
-grpcurl:
-  .venv/bin/grpcurl -plaintext {inference} tensafe.inference.v1.InferenceService/ListModels
-
+{grpcurl}
 Python:
   from openai import OpenAI
   client = OpenAI(base_url="{url}", api_key="unused")
@@ -99,7 +105,8 @@ def up(options: argparse.Namespace, arguments: list[str], console: Console) -> N
     if state is None:
         raise UnavailableError(f"the services did not start; see {settings.logs}")
     address = f"http://{state['gateway']}/v1"
-    print(USAGE.format(url=address, inference=state["inference"], base=BASE_NAME, adapter=DEMO_ADAPTER))
+    grpcurl = (WITH_TLS if state.get("authority") else GRPCURL).format_map(state)
+    print(USAGE.format(url=address, grpcurl=grpcurl, base=BASE_NAME, adapter=DEMO_ADAPTER))
 
 
 def _lines(log: Path, process: subprocess.Popen[bytes], settings: StackSettings) -> Iterator[str]:

@@ -49,7 +49,9 @@ class Embedded:
         Raises ConfigurationError for another tenant's package, UnavailableError when the coprocessor does not start.
         """
         check_together([*(other for other in self.adapters if other.name != adapter.name), adapter])
-        spec = coprocessor_spec(self._settings, free_port(LOOPBACK), self._state, self.trust.attestor, [adapter])
+        spec = coprocessor_spec(
+            self._settings, free_port(LOOPBACK), self._state, self.trust.attestor, [adapter], self.trust.tls
+        )
         spec = dataclasses.replace(spec, name=_service_of(adapter))
         try:
             self._launcher.start(spec)

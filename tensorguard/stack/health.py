@@ -19,7 +19,7 @@ class HealthProbe:
 
     def __init__(self, spec: ServiceSpec) -> None:
         self._spec = spec
-        self._channel = None if spec.health_path else open_channel(spec.address)
+        self._channel = None if spec.health_path else open_channel(spec.health_address or spec.address)
 
     def __enter__(self) -> HealthProbe:
         return self

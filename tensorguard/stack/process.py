@@ -24,7 +24,8 @@ _TAIL_LINES = 15
 class ServiceSpec:
     """How one service is started and asked for its health.
 
-    `address` is host:port of the gRPC health service, or of HTTP GET /health where `health_path` is set.
+    `address` is host:port of the service. Health is asked for there, or at `health_address` where the service's own
+    wants certificates: by gRPC's protocol, or by HTTP GET where `health_path` is set.
     `environment` is added to the launcher's.
     """
 
@@ -33,6 +34,7 @@ class ServiceSpec:
     address: str
     environment: Mapping[str, str] = field(default_factory=dict)
     health_path: str = ""
+    health_address: str = ""
     start_seconds: float = 120.0
     stop_seconds: float = 15.0
 

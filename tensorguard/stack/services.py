@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tensorguard.evidence.development import DevelopmentState
+from tensorguard.stack.ports import free_port
 from tensorguard.stack.process import ServiceSpec
 from tensorguard.stack.settings import StackSettings
 
@@ -40,9 +41,22 @@ class EngineChoice:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-def attestor_spec(settings: StackSettings, port: int, state: DevelopmentState) -> ServiceSpec:
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What a stack with TLS needs: the authority's certificate, the gateway's secret, where it keeps key and
+    certificate."""
+
+    authority: Path
+    enrolment_secret: Path
+    gateway_dir: Path
+
+
+def attestor_spec(
+    settings: StackSettings, port: int, state: DevelopmentState, tls: TlsFiles | None = None
+) -> ServiceSpec:
     """The attestor of a development stack: its policy accepts simulated evidence, and says so."""
-    address = f"{LOOPBACK}:{port}"
+    address, health = f"{LOOPBACK}:{port}", _health_address(tls)
+    secured = {} if tls is None else {"MUTUAL_LISTEN": f"{LOOPBACK}:0", "HEALTH_LISTEN": health}
     return ServiceSpec(
         "attestor",
         (sys.executable, "-m", "services.attestor"),
@@ -53,7 +67,9 @@ def attestor_spec(settings: StackSettings, port: int, state: DevelopmentState) -
             "TENSAFE_ATTESTOR_POLICY_FILE": str(state.policy_file),
             "TENSAFE_ATTESTOR_SIMULATED_ROOT_PUBLIC_KEY": str(state.simulated_root_public_key),
             "TENSAFE_ATTESTOR_REFLECTION": _flag(settings.reflection),
+            **_prefixed("ATTESTOR", secured),
         },
+        health_address=health,
         start_seconds=settings.start_seconds,
     )
 
@@ -64,10 +80,12 @@ def coprocessor_spec(
     state: DevelopmentState,
     attestor: str,
     adapters: Sequence[PackagedAdapter],
+    tls: TlsFiles | None = None,
 ) -> ServiceSpec:
     """The HE-LoRA coprocessor with the packages of one tenant's adapters."""
     publishers = sorted({str(path) for adapter in adapters for path in adapter.publisher_keys})
-    address = f"{LOOPBACK}:{port}"
+    address, health = f"{LOOPBACK}:{port}", _health_address(tls)
+    secured = {} if tls is None else {"ATTESTOR_AUTHORITY": str(tls.authority), "HEALTH_LISTEN": health}
     return ServiceSpec(
         "he_lora",
         (str(settings.coprocessor_python), "-m", "services.he_lora"),
@@ -81,7 +99,9 @@ def coprocessor_spec(
             "TENSAFE_HE_LORA_ATTESTOR_THUMBPRINT": state.attestor_thumbprint,
             "TENSAFE_HE_LORA_SIMULATED_ROOT_KEY": str(state.simulated_root_key),
             "TENSAFE_HE_LORA_REFLECTION": _flag(settings.reflection),
+            **_prefixed("HE_LORA", secured),
         },
+        health_address=health,
         start_seconds=settings.start_seconds,
     )
 
@@ -95,9 +115,19 @@ def inference_spec(
     adapters: Sequence[PackagedAdapter],
     engine: EngineChoice,
     secret_file: Path | None,
+    tls: TlsFiles | None = None,
 ) -> ServiceSpec:
     """vLLM with the hooks. With `secret_file`, only callers that send its secret are answered."""
-    address = f"{LOOPBACK}:{port}"
+    address, health = f"{LOOPBACK}:{port}", _health_address(tls)
+    secured = {}
+    if tls is not None:
+        secured = {
+            "ATTESTOR": attestor,
+            "ATTESTOR_THUMBPRINT": state.attestor_thumbprint,
+            "ATTESTOR_AUTHORITY": str(tls.authority),
+            "TENANT": adapters[0].tenant,
+            "HEALTH_LISTEN": health,
+        }
     connections = [
         {
             "name": adapter.name,
@@ -107,6 +137,7 @@ def inference_spec(
             "tenant": adapter.tenant,
             "publisher_keys": [str(path) for path in adapter.publisher_keys],
             "expected_digest": adapter.digest,
+            **({} if tls is None else {"attestor_authority": str(tls.authority)}),
         }
         for adapter in adapters
     ]
@@ -124,8 +155,10 @@ def inference_spec(
             "TENSAFE_INFERENCE_SIMULATED_ROOT_KEY": str(state.simulated_root_key),
             "TENSAFE_INFERENCE_REFLECTION": _flag(settings.reflection),
             **({} if secret_file is None else {"TENSAFE_INFERENCE_SECRET_FILE": str(secret_file)}),
+            **_prefixed("INFERENCE", secured),
             **options,
         },
+        health_address=health,
         start_seconds=settings.start_seconds,
         stop_seconds=30.0,
     )
@@ -138,6 +171,8 @@ def gateway_spec(
     inference: str,
     keys_file: Path | None,
     secret_file: Path | None,
+    attestor: str = "",
+    tls: TlsFiles | None = None,
 ) -> ServiceSpec:
     """The OpenAI server. Its health says whether requests can be answered: it follows inference."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -151,6 +186,14 @@ def gateway_spec(
         environment["TENSAFE_GATEWAY_KEYS_FILE"] = str(keys_file)
     if secret_file is not None:
         environment["TENSAFE_GATEWAY_INFERENCE_SECRET_FILE"] = str(secret_file)
+    if tls is not None:
+        secured = {
+            "ATTESTOR": attestor,
+            "ATTESTOR_AUTHORITY": str(tls.authority),
+            "TLS_DIR": str(tls.gateway_dir),
+            "ENROLMENT_SECRET_FILE": str(tls.enrolment_secret),
+        }
+        environment |= _prefixed("GATEWAY", secured)
     reachable = {"0.0.0.0": LOOPBACK, "::": "[::1]"}.get(settings.host, host)  # noqa: S104
     return ServiceSpec(
         "gateway",
@@ -160,6 +203,15 @@ def gateway_spec(
         health_path="/health",
         start_seconds=settings.start_seconds,
     )
+
+
+def _health_address(tls: TlsFiles | None) -> str:
+    """Of a service that wants certificates of all others who call."""
+    return "" if tls is None else f"{LOOPBACK}:{free_port(LOOPBACK)}"
+
+
+def _prefixed(service: str, options: Mapping[str, str]) -> dict[str, str]:
+    return {f"TENSAFE_{service}_{name}": value for name, value in options.items()}
 
 
 def _flag(value: bool) -> str:

@@ -31,6 +31,8 @@ class StackSettings(BaseSettings):
     """Interpreter of the coprocessor, where its backend needs an environment of its own."""
     start_seconds: float = Field(600.0, gt=0)
     """How long a service may take to become healthy."""
+    tls: bool = False
+    """Mutual TLS between the services, with certificates of the attestor's authority."""
     reflection: bool = True
     """Offer gRPC reflection: this launcher is for development on one machine."""
 

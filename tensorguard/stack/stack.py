@@ -12,18 +12,21 @@ from pathlib import Path
 from tensorguard.crypto.files import write_secret_file
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.development import DevelopmentState, initialise_development_state
+from tensorguard.rpc.certificates import ServiceName
 from tensorguard.stack.launcher import Launcher
 from tensorguard.stack.ports import free_port, require_free
 from tensorguard.stack.services import (
     LOOPBACK,
     EngineChoice,
     PackagedAdapter,
+    TlsFiles,
     attestor_spec,
     coprocessor_spec,
     gateway_spec,
     inference_spec,
 )
 from tensorguard.stack.settings import StackSettings
+from tensorguard.store.state import AttestorState
 
 _PORTS = {
     "attestor_port": "the attestor",
@@ -33,6 +36,8 @@ _PORTS = {
     "port": "the OpenAI server",
 }
 EMBEDDED_PORTS = ("attestor_port", "coprocessor_port")
+GATEWAY = ServiceName("gateway")
+_ENROLMENT_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,7 @@ class Trust:
     attestor_thumbprint: str
     coprocessor: str
     simulated_root_key: Path
+    tls: TlsFiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,9 @@ class Endpoints:
     inference: str
     gateway: str
     gateway_admin: str
+    authority: str = ""
+    """File with the certificate of the authority that certified the services; empty where they use no TLS."""
+    gateway_tls_dir: str = ""
 
     @property
     def base_url(self) -> str:
@@ -83,11 +92,12 @@ def start_trust(
 ) -> tuple[Trust, DevelopmentState]:
     """Start a development attestor, then a coprocessor for `adapters`; return when both are healthy."""
     state = initialise_development_state(settings.attestor_state, sorted({a.tenant for a in adapters}))
-    attestor = attestor_spec(settings, ports["attestor_port"], state)
+    tls = _tls_files(settings, state) if settings.tls else None
+    attestor = attestor_spec(settings, ports["attestor_port"], state, tls)
     launcher.start(attestor)
-    coprocessor = coprocessor_spec(settings, ports["coprocessor_port"], state, attestor.address, adapters)
+    coprocessor = coprocessor_spec(settings, ports["coprocessor_port"], state, attestor.address, adapters, tls)
     launcher.start(coprocessor)
-    trust = Trust(attestor.address, state.attestor_thumbprint, coprocessor.address, state.simulated_root_key)
+    trust = Trust(attestor.address, state.attestor_thumbprint, coprocessor.address, state.simulated_root_key, tls)
     return trust, state
 
 
@@ -120,11 +130,34 @@ def start_stack(
         adapters,
         engine,
         secret_file,
+        trust.tls,
     )
     admin_port = ports["gateway_admin_port"]
-    gateway = gateway_spec(settings, ports["port"], admin_port, inference.address, keys_file, secret_file)
+    gateway = gateway_spec(
+        settings, ports["port"], admin_port, inference.address, keys_file, secret_file, trust.attestor, trust.tls
+    )
     launcher.start(inference, gateway)
-    return Endpoints(trust.attestor, trust.coprocessor, inference.address, gateway.address, f"{LOOPBACK}:{admin_port}")
+    return Endpoints(
+        trust.attestor,
+        trust.coprocessor,
+        inference.address,
+        gateway.address,
+        f"{LOOPBACK}:{admin_port}",
+        "" if trust.tls is None else str(trust.tls.authority),
+        "" if trust.tls is None else str(trust.tls.gateway_dir),
+    )
+
+
+def _tls_files(settings: StackSettings, state: DevelopmentState) -> TlsFiles:
+    """What an operator would do with `tensafe attestor authority` and `tensafe attestor enrol`."""
+    folder = settings.state_dir.resolve()
+    files = TlsFiles(folder / "authority.pem", folder / "enrolment-secret", folder / "gateway-tls")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.enrolment_secret.unlink(missing_ok=True)
+    with AttestorState.open(state.state_dir) as opened:
+        files.authority.write_bytes(opened.authorities.pem)
+        write_secret_file(files.enrolment_secret, opened.enrol(GATEWAY, _ENROLMENT_SECONDS).encode())
+    return files
 
 
 def _keys_file(settings: StackSettings, tenant: str, api_key: str) -> Path:

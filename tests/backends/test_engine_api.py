@@ -24,7 +24,7 @@ from tensorguard.errors import (
     NotFoundError,
     PackageError,
 )
-from tensorguard.stack.services import PackagedAdapter
+from tensorguard.stack.services import PackagedAdapter, TlsFiles
 from tensorguard.stack.stack import Trust
 
 KEYS = (Path("/publisher.pem"),)
@@ -179,6 +179,25 @@ async def test_several_packages_share_one_embedded_coprocessor(bench: Bench) -> 
     assert bench.told["simulated_root_key"] == Path("/root.pem") and not bench.told["require_attestation"]
     await engine.shutdown()
     assert (core.stopped, bench.services[0].closed, engine.adapters) == (1, 1, ())
+
+
+@pytest.mark.parametrize("permitted", [False, True])
+async def test_plaintext_to_other_machines_is_as_configured(bench: Bench, permitted: bool) -> None:
+    engine = bench.engine(tssp_package_path=bench.package("red"), plaintext_network=permitted)
+    await engine.start()
+    assert bench.told["plaintext_network"] is permitted
+    await engine.shutdown()
+
+
+async def test_embedded_services_with_tls_are_reached_with_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    tls = TlsFiles(Path("/authority.pem"), Path("/secret"), Path("/gateway"))
+    trust = Trust("attestor:1", "thumbprint", "first:1", Path("/root.pem"), tls)
+    monkeypatch.setattr(Services, "add", lambda *_: trust)
+    engine = bench.engine(tssp_package_path=bench.package("red"))
+    core: Any = await engine.start()
+    await engine.add_adapter(bench.package("blue"))
+    assert [connection.attestor_authority for connection in core.added] == [None, tls.authority]
+    await engine.shutdown()
 
 
 async def test_a_package_that_is_given_twice_is_refused(bench: Bench) -> None:

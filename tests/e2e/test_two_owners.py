@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "two-owners.md"
 BLOCK = re.compile(r"^```bash (vendor|operator)( service| refused)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ATTESTOR = "attestor.vendor.example:7401"
+ATTESTOR, MUTUAL = "attestor.vendor.example:7401", "attestor.vendor.example:7405"
 SECONDS = 60.0
 
 SCP = """\
@@ -124,13 +124,13 @@ def free_address() -> str:
 def test_the_page_works(tmp_path: Path) -> None:
     blocks = BLOCK.findall(DOCUMENT.read_text())
     assert len(blocks) == DOCUMENT.read_text().count("```bash") == 13
-    address = free_address()
+    address, mutual = free_address(), free_address()
     with owners(tmp_path) as both:
         vendor, operator = both["vendor"], both["operator"]
         write_adapter(vendor.folder / "adapter")
         write_base_model(vendor.folder / "model")
         for name, manner, text in blocks:
-            script, owner = text.replace(ATTESTOR, address), both[name]
+            script, owner = text.replace(ATTESTOR, address).replace(MUTUAL, mutual), both[name]
             if manner == " service":
                 owner.serve(script)
                 continue

@@ -17,6 +17,7 @@ from tensorguard.stack.process import ServiceSpec
 from tensorguard.stack.services import (
     EngineChoice,
     PackagedAdapter,
+    TlsFiles,
     attestor_spec,
     coprocessor_spec,
     gateway_spec,
@@ -78,6 +79,34 @@ def test_gateway(environment: pytest.MonkeyPatch, file: Path | None) -> None:
     settings = gateway.load_settings([])
     assert settings.listen == "0.0.0.0:8000" and spec.address == "127.0.0.1:8000"
     assert settings.keys_file == settings.inference_secret_file == file
+
+
+def test_tls(environment: pytest.MonkeyPatch) -> None:
+    tls = TlsFiles(Path("/s/authority.pem"), Path("/s/secret"), Path("/s/tls"))
+    engine = EngineChoice("/models/base", ENGINE_OPTIONS)
+    specs = [
+        attestor_spec(SETTINGS, 7401, STATE, tls),
+        coprocessor_spec(SETTINGS, 7402, STATE, "127.0.0.1:7401", [ADAPTER], tls),
+        inference_spec(SETTINGS, 7403, STATE, "127.0.0.1:7401", "127.0.0.1:7402", [ADAPTER], engine, None, tls),
+        gateway_spec(SETTINGS, 8000, 7404, "127.0.0.1:7403", None, None, "127.0.0.1:7401", tls),
+    ]
+    for spec in specs:
+        apply(spec, environment)
+    assert attestor.load_settings([]).mutual_listen == "127.0.0.1:0"
+    assert he_lora.load_settings([]).attestor_authority == tls.authority
+    host = inference.load_settings([])
+    assert host.attestor_authority == host.adapters[0].attestor_authority == tls.authority
+    assert (host.tenant, host.attestor, host.attestor_thumbprint) == ("acme", "127.0.0.1:7401", "thumbprint")
+    served = gateway.load_settings([])
+    assert (served.attestor_authority, served.attestor, served.tls_dir) == (
+        tls.authority,
+        host.attestor,
+        tls.gateway_dir,
+    )
+    assert served.enrolment_secret_file == tls.enrolment_secret
+    health = [attestor.load_settings([]), he_lora.load_settings([]), host]
+    assert [item.health_listen for item in health] == [spec.health_address for spec in specs[:3]]
+    assert len({spec.health_address for spec in specs}) == 4
 
 
 def test_unknown_variables_are_refused_by_name(environment: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,7 @@ class AdapterSources:
             coprocessor_endpoint=trust.coprocessor,
             attestor_endpoint=trust.attestor,
             attestor_thumbprint=trust.attestor_thumbprint,
+            attestor_authority=None if trust.tls is None else trust.tls.authority,
             tenant=adapter.tenant,
             publisher_keys=adapter.publisher_keys,
             expected_digest=adapter.digest,

@@ -118,11 +118,27 @@ def test_who_was_not_told_stops_and_goes_on_once_told(site: Site, clock: Clock) 
     attest_again(workload)
     site.announce()
     clock.now += OVERLAP
+    late = site.workload()
     with pytest.raises(UnavailableError):
-        site.workload().token()
+        late.token()
     site.hand_out()
+    assert late.token(), "over a channel that knows the new one"
     attest_again(workload)
     assert workload.release_key(site.bench.release, tokens_wanted=1).content_key == CONTENT_KEY
+
+
+def test_a_channel_for_certified_callers_is_made_anew_for_another_authority(site: Site) -> None:
+    workload = site.workload()
+    workload.token()
+    mutual, tls = workload.client._mutual, workload.client.tls
+    assert mutual is not None and tls is not None
+    first = mutual.channel()
+    assert mutual.channel() is first
+    site.announce()
+    site.hand_out()
+    assert tls.reload()
+    second = mutual.channel()
+    assert second is not first and mutual.channel() is second
 
 
 def test_a_certificate_of_a_retired_authority_renews_nothing_over_an_old_connection(site: Site, clock: Clock) -> None:
