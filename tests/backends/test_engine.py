@@ -114,7 +114,15 @@ class Packed:
         path = self.folder / "script.py"
         path.write_text(script)
         return subprocess.Popen(
-            [sys.executable, str(path), json.dumps({**self.options, **options}), *arguments],
+            # As in a terminal: what a script starts in the background ignores SIGINT, and so do its children.
+            [
+                "env",
+                "--default-signal=INT",
+                sys.executable,
+                str(path),
+                json.dumps({**self.options, **options}),
+                *arguments,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
