@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def child():
     print(os.getpid(), flush=True)
     time.sleep({delay})
     end_with_parent(interval=0.05)
+    print("watching", flush=True)
     time.sleep(60)
 multiprocessing.get_context("fork").Process(target=child).start()
 """
@@ -125,3 +127,15 @@ def test_a_process_that_is_done_is_not_taken_apart(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 7, done.stderr
     assert done.stdout == "done\nexit code 0\ndone\ntaken apart\nexit code 0\n"
+
+
+def test_ctrl_c_is_for_the_parent() -> None:
+    script = PARENT.format(delay=0.0)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        child = psutil.Process(int(process.stdout.readline()))
+        assert process.stdout.readline() == b"watching\n"
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert child.status() == psutil.STATUS_SLEEPING
+        os.killpg(process.pid, signal.SIGKILL)

@@ -36,11 +36,14 @@ def end_with_parent(interval: float = 1.0) -> None:
     """Exit when the process that started this one with `multiprocessing` is gone. Calling again does nothing.
 
     vLLM starts its processes as daemons of the caller, which ends them when the caller exits by itself, but
-    not when it is killed.
+    not when it is killed. Ctrl-C in a terminal reaches all of them at once, and a worker that ends by itself is a crash
+    to vLLM, so it is left to the caller, which ends them in order.
     """
     parent = multiprocessing.parent_process()
     if parent is None or not _watching.acquire(blocking=False):
         return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent.pid:
