@@ -14,7 +14,7 @@ import structlog
 from tensorguard.ckks.host import HostSession
 from tensorguard.ckks.packing import pack
 from tensorguard.ckks.parameters import ParameterSet
-from tensorguard.errors import TenSafeError
+from tensorguard.errors import NotFoundError, TenSafeError
 from tensorguard.evidence.claims import Role
 from tensorguard.evidence.result import AttestationResult
 from tensorguard.evidence.workload import Workload
@@ -197,6 +197,35 @@ class HostHandshake:
     @property
     def _stub(self) -> he_lora_pb2_grpc.HeLoraServiceStub:
         return he_lora_pb2_grpc.HeLoraServiceStub(self.channel)
+
+
+def packed_parameter_set(
+    endpoint: str, workload: Workload, adapter: str, *, connect_seconds: float, timeout_seconds: float
+) -> str:
+    """Name of the parameter set that an adapter was packed for, which a session with it needs.
+
+    Asked before there is a session, so nobody vouches for the answer; when the adapter is attached, its signed manifest
+    has to say the same. Raises NotFoundError, UnavailableError and what attesting does.
+    """
+    workload.token()  # with TLS it brings the certificate that the coprocessor wants to see
+    channel = open_channel(
+        endpoint,
+        tls=_tls_to_coprocessor(workload),
+        wait_ready_seconds=connect_seconds,
+        plaintext_network=workload.client.plaintext_network,
+    )
+    try:
+        stub = he_lora_pb2_grpc.HeLoraServiceStub(channel)
+        listed = _call(stub.ListAdapters, he_lora_pb2.ListAdaptersRequest(), endpoint, timeout_seconds)
+    finally:
+        channel.close()
+    for known in listed.adapters:
+        if known.name == adapter:
+            return str(known.parameter_set)
+    served = ", ".join(sorted(known.name for known in listed.adapters))
+    raise NotFoundError(
+        f"coprocessor {endpoint}: adapter {adapter!r} is not served here (served: {served or 'none'}): correct the name"
+    )
 
 
 def _tls_to_coprocessor(workload: Workload) -> ChannelTls | None:

@@ -120,12 +120,13 @@ def running_world(
     tokens_per_grant: int = 65_536,
     tokens_per_release: int = 100_000_000,
     mode: Literal["factored", "full"] = "factored",
+    parameter_set: str | None = None,
     tls: bool = False,
     attestor_of: Callable[..., AbstractContextManager[str]] = running_attestor,
     **settings: Any,
 ) -> Iterator[World]:
-    """The adapter is packed in `mode`; with `tls` everything uses it; `attestor_of` runs the attestor; `settings` go
-    to the coprocessor."""
+    """The adapter is packed in `mode` for `parameter_set`; with `tls` everything uses it; `attestor_of` runs the
+    attestor; `settings` go to the coprocessor."""
     state = initialise_development_state(
         folder / "state",
         TENANT,
@@ -148,6 +149,7 @@ def running_world(
         signing_keys=publisher,
         key_registrar=AttestorState.open(state.state_dir).packages.register,
         mode=mode,
+        parameter_set=parameter_set,
     )
     authority = None
     if tls:

@@ -37,6 +37,7 @@ from tensorguard.models.identity import BaseModelIdentity, base_model_identity
 from tensorguard.observability.logging import frames_of
 from tensorguard.package.base_model import check_base_model
 from tensorguard.session.client import AttachedAdapter, CoprocessorSession, SessionOptions
+from tensorguard.session.handshake import packed_parameter_set
 
 log = structlog.get_logger(__name__)
 
@@ -137,7 +138,17 @@ class Connector:
                 shared_memory_bytes=self._settings.shared_memory_bytes,
             )
             session = CoprocessorSession.open(
-                connection.coprocessor_endpoint, workload, verify_keys=connection.read_publisher_keys(), options=options
+                connection.coprocessor_endpoint,
+                workload,
+                verify_keys=connection.read_publisher_keys(),
+                parameter_set=packed_parameter_set(
+                    connection.coprocessor_endpoint,
+                    workload,
+                    connection.name,
+                    connect_seconds=options.connect_seconds,
+                    timeout_seconds=options.call_seconds,
+                ),
+                options=options,
             )
             resources.callback(session.close)
             follower = RevocationFollower(workload, session.revoke)
