@@ -61,6 +61,7 @@ def test_from_the_connection_to_the_session(monkeypatch: pytest.MonkeyPatch, tmp
     for name in ("base_model_identity", "host_platform"):
         monkeypatch.setattr(connect, name, lambda _: None)
     monkeypatch.setattr(connect, "Workload", lambda *_, **__: None)
+    monkeypatch.setattr(connect, "packed_parameter_set", lambda *_, **__: "n4096-q90-w12")
     monkeypatch.setattr(config.VerifyingKeys, "read", lambda _: None)
     adapter = AdapterConnection(name="a", checked=checked, publisher_keys=NAMED["publisher_keys"], **ENDPOINTS)
     settings = WorkerSettings(model_path=tmp_path, pool_bytes=1 << 20, shared_memory_bytes=1 << 16)
