@@ -30,6 +30,7 @@ def first_notice(workload: Workload) -> queue.Queue[RevocationNotice]:
     """What the attestor tells `workload` first, as soon as it does: `get(timeout=SECONDS)`."""
     notices: queue.Queue[RevocationNotice] = queue.Queue()
     threading.Thread(target=lambda: notices.put(next(workload.watch_revocations(0))), daemon=True).start()
+    time.sleep(1.0)  # who asks only after it was revoked is refused, and told nothing
     return notices
 
 
