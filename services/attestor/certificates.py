@@ -14,7 +14,7 @@ from services.attestor.decisions import Decisions
 from tensorguard.errors import AuthenticationError, ConfigurationError, InvalidInputError, PermissionDeniedError
 from tensorguard.evidence.identity import thumbprint
 from tensorguard.evidence.tls import ATTESTOR
-from tensorguard.rpc.certificates import ServiceName, check_issued, read_request
+from tensorguard.rpc.certificates import ServiceName, check_issued, private_key_pem, read_request
 from tensorguard.rpc.tls import Peer, TlsIdentity
 from tensorguard.store.authority import Authorities
 from tensorguard.store.enrolments import ENROLLED_ROLES, use_enrolment
@@ -111,15 +111,9 @@ class OwnCertificate:
         young = 0 <= now - self._made_at < _OWN_SECONDS / 2
         if self._identity is None or not young or (self._issuer, self._identity.authority) != (issuer.pem, trusted):
             certificate = issuer.issue(self._key.public_key(), ATTESTOR, now=now, life_seconds=_OWN_SECONDS)
-            self._identity = TlsIdentity(_pem(self._key), _pem_of(certificate), trusted)
+            self._identity = TlsIdentity(private_key_pem(self._key), _pem_of(certificate), trusted)
             self._made_at, self._issuer = now, issuer.pem
         return self._identity
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
 
 
 def _pem_of(certificate: x509.Certificate) -> bytes:

@@ -15,11 +15,9 @@ import argparse
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import stat
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from tensorguard.crypto.files import replace_file
 from tensorguard.errors import AuthenticationError, ConfigurationError, TenSafeError
 
 KEY_PREFIX = "tsk-"
@@ -135,16 +134,7 @@ def read_key_file(path: Path) -> KeyFile:
 def write_key_file(path: Path, contents: KeyFile) -> None:
     """Replace `path` in one step, readable by its owner alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # mkstemp makes the file 0600.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(contents.model_dump(mode="json"), stream, indent=2)
-            stream.write("\n")
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, json.dumps(contents.model_dump(mode="json"), indent=2).encode() + b"\n")
 
 
 def add_key(path: Path, *, tenant: str, models: tuple[str, ...] = (ANY_MODEL,), plain_key: str | None = None) -> str:

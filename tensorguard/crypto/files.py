@@ -1,10 +1,11 @@
-"""Files that hold secrets: created with mode 0600, never overwritten, refused when others can read them."""
+"""Files of which nobody must see a part: secrets, and state that is replaced as a whole. Mode 0600."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from tensorguard.errors import ConfigurationError
@@ -32,6 +33,23 @@ def write_secret_file(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` (mode 0600) in the place of what `path` has, completely or not at all, and on the disk.
+
+    Raises OSError.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def read_secret_file(path: Path) -> bytes:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tensorguard.crypto.files import read_secret_file, write_secret_file
+from tensorguard.crypto.files import read_secret_file, replace_file, write_secret_file
 from tensorguard.errors import ConfigurationError
 from tensorguard.evidence.claims import EvidenceKind, Role
 from tensorguard.evidence.measurement import code_measurement
@@ -91,7 +89,7 @@ def _make_root(private: Path, public: Path) -> None:
         with contextlib.suppress(ConfigurationError):  # another process may have been faster
             write_secret_file(private, pem)
     key = serialization.load_pem_private_key(read_secret_file(private), None)
-    _replace(
+    replace_file(
         public,
         key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
     )
@@ -135,23 +133,13 @@ def _write_policy(path: Path, policy: bytes) -> None:
         log.warning("development policy is written again for the present code", path=str(path))
     else:
         log.warning("development policy accepts simulated evidence", path=str(path))
-    _replace(path, policy)
+    replace_file(path, policy)
 
 
 def _is_unedited(policy: bytes) -> bool:
     """Whether a policy is, byte for byte, one that was generated here."""
     first, _, body = policy.partition(b"\n")
     return first == f"{MARKER}{hashlib.sha256(body).hexdigest()}".encode()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all (mode 0600)."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(name).replace(path)
 
 
 class _NoAliases(yaml.SafeDumper):

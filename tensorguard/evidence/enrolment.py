@@ -5,8 +5,6 @@ Key and certificate are files, so that a restart needs no new secret.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import grpc
@@ -15,10 +13,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tensorguard.crypto.files import read_secret_file, write_secret_file
+from tensorguard.crypto.files import read_secret_file, replace_file, write_secret_file
 from tensorguard.errors import AuthenticationError, ConfigurationError
 from tensorguard.evidence.tls import ATTESTOR, CertifiedKey
-from tensorguard.rpc.certificates import ServiceName
+from tensorguard.rpc.certificates import ServiceName, private_key_pem
 from tensorguard.rpc.channel import open_channel
 from tensorguard.rpc.generated.tensafe.attestor.v1 import attestor_pb2, attestor_pb2_grpc
 from tensorguard.rpc.status import from_rpc_error
@@ -100,7 +98,11 @@ class EnrolledService:
     def _take(self, certificate: bytes, mutual_port: int) -> None:
         self.tls.accept(certificate, self._name, mutual_port)
         # The port first: renewal needs it.
-        _replace(self._directory / CERTIFICATE_FILE, mutual_port.to_bytes(2, "big") + certificate)
+        file = self._directory / CERTIFICATE_FILE
+        try:
+            replace_file(file, mutual_port.to_bytes(2, "big") + certificate)
+        except OSError as error:
+            raise ConfigurationError(f"cannot write {file}: {error.strerror}") from None
         self._plan(certificate)
 
     def _load_certificate(self) -> None:
@@ -122,12 +124,7 @@ class EnrolledService:
 def _load_or_make_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not path.exists():
         key = ec.generate_private_key(ec.SECP256R1())
-        write_secret_file(
-            path,
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
-        )
+        write_secret_file(path, private_key_pem(key))
         return key
     try:
         read = serialization.load_pem_private_key(read_secret_file(path), None)
@@ -136,12 +133,3 @@ def _load_or_make_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(read, ec.EllipticCurvePrivateKey):
         raise ConfigurationError(f"{path} is not the key of a service; remove it to make another, and enrol again")
     return read
-
-
-def _replace(path: Path, data: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(name).replace(path)

@@ -26,6 +26,7 @@ from tensorguard.rpc.certificates import (
     ServiceName,
     check_issued,
     make_request,
+    private_key_pem,
     public_key_info,
     read_authorities,
     read_name,
@@ -121,10 +122,9 @@ class CertifiedKey:
             raise AuthenticationError("the attestor certified another key")
         if read_name(read) != name:
             raise AuthenticationError(f"the attestor certified {read_name(read)}, not {name}")
-        private = self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        identity = TlsIdentity(
+            private_key_pem(self._key), read.public_bytes(serialization.Encoding.PEM), self.authority
         )
-        identity = TlsIdentity(private, read.public_bytes(serialization.Encoding.PEM), self.authority)
         self.mutual_port = mutual_port
         self._present = identity, read.not_valid_after_utc.timestamp()
 

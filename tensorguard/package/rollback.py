@@ -6,7 +6,6 @@ is exchanged under a running coprocessor.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tensorguard.crypto import canonical
+from tensorguard.crypto.files import replace_file
 from tensorguard.errors import ConfigurationError, InvalidInputError, PackageRollbackError
 from tensorguard.package.envelope import VerifiedManifest
 from tensorguard.package.manifest import Name, Sha256
@@ -110,12 +110,7 @@ def _read(path: Path) -> OpenedReleases:
 def _write(path: Path, releases: Sequence[OpenedRelease]) -> None:
     """Whole or not at all, and on the disk before anything is served."""
     opened = OpenedReleases(format="tssp-opened/v1", releases=tuple(releases))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(canonical.dumps(opened.model_dump(mode="json")))
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        replace_file(path, canonical.dumps(opened.model_dump(mode="json")))
     except OSError as error:
         raise ConfigurationError(f"cannot write {path}: {error.strerror or error}") from None

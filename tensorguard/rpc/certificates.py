@@ -153,6 +153,13 @@ def read_request(data: bytes) -> ec.EllipticCurvePublicKey:
     return key
 
 
+def private_key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """PKCS #8 in PEM, as TLS and key files take it."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
 def public_key_info(key: ec.EllipticCurvePublicKey) -> bytes:
     """SubjectPublicKeyInfo, DER."""
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tensorguard.crypto import canonical
+from tensorguard.crypto.files import replace_file
 from tensorguard.errors import InternalError, InvalidInputError, TenSafeError
 from tensorguard.evidence.keys import AttestorKey, KeySet
 
@@ -68,7 +69,7 @@ class HeadKeeper:
                 with _locked(path):
                     present = None if lower else _read(path)
                     if present is None or present[0].records < head.records:
-                        _replace(path, canonical.dumps(signed))
+                        replace_file(path, canonical.dumps(signed))
             except OSError as error:
                 raise InternalError(f"the audit head {path} cannot be written ({error.strerror})") from None
 
@@ -139,16 +140,6 @@ def check_not_set_back(head: AuditHead, kept: Sequence[AuditHead], hash_at: dict
                 f"the database has another audit record {item.records} than was written before: it has another "
                 f"history. {_WHAT_TO_DO}"
             )
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 _WHAT_TO_DO = (

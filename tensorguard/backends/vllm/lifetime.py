@@ -56,8 +56,8 @@ def end_with_parent(interval: float = 1.0) -> None:
 def end_at_once() -> None:
     """Have a process that `multiprocessing` started not take its interpreter apart once its work is done.
 
-    With torch and vLLM in it that takes four seconds, of the five after which vLLM kills a worker; and a process that
-    is killed leaves its shared memory behind. Without effect in a process that somebody else started.
+    With torch and vLLM in it that takes seconds, and vLLM kills a worker after five; a process that is killed leaves
+    its shared memory behind. Without effect in a process that somebody else started.
     """
     if multiprocessing.parent_process() is not None:
         atexit.register(_end)
